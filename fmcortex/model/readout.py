@@ -1,0 +1,77 @@
+"""The readout: where each neuron looks in the core's features, and what it weighs there."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from fmcortex.model.parameters import Rule, per_stream, ruled, stacked
+from fmcortex.model.sizes import ModelConfig
+
+
+class Position(nn.Module):
+    """A position for each neuron, in [-1, 1] across the feature map; Gaussian in training."""
+
+    def __init__(self, units: int, std: float) -> None:
+        super().__init__()
+        rule = Rule(scale=float(units), decay=False)
+        self.mu = ruled(torch.zeros(units, 2), rule)
+        self.sigma = ruled(torch.eye(2).repeat(units, 1, 1) * std, rule)
+
+    def forward(self, samples: int, noise: Generator | None = None) -> Tensor:
+        """Positions (x, y) [N, U, 2], drawn once a sample where `noise` is given."""
+        position = self.mu.expand(samples, -1, -1)
+        if noise is not None:
+            drawn = torch.randn(samples, *self.mu.shape, generator=noise).to(self.mu)
+            position = position + torch.einsum("uij,nuj->nui", self.sigma, drawn)
+        return torch.tanh(position)
+
+
+class Feature(nn.Module):
+    """Plain weights of each neuron over the features, per stream: [U, 1, C]."""
+
+    def __init__(self, units: int, channels: int, streams: int) -> None:
+        super().__init__()
+        rule = Rule(scale=float(units), norm_dim=(2,))
+        self.weights = per_stream(torch.zeros(units, 1, channels), streams, rule)
+
+
+class Readout(nn.Module):
+    """Features of the core to one raw output a neuron and stream."""
+
+    def __init__(self, config: ModelConfig, units: int) -> None:
+        super().__init__()
+        self.channels = config.recurrent_out
+        self.position = Position(units, config.position_std)
+        self.feature = Feature(units, self.channels, config.streams)
+        rule = Rule(scale=float(units), decay=False, norm_dim=(0,))
+        self.biases = per_stream(torch.zeros(units, 1), config.streams, rule)
+
+    def forward(
+        self, core: Tensor, stream: int | None = None, noise: Generator | None = None
+    ) -> Tensor:
+        """Read the core out.
+
+        Args:
+            core: [N, S*C, T, h, w].
+            stream: one stream, or None for all.
+            noise: draws the positions in training; None in evaluation.
+
+        Returns:
+            Raw outputs [N, T, S, U].
+        """
+        samples, _, frames = core.shape[:3]
+        position = self.position(samples, noise)[:, :, None]  # [N, U, 1, 2]
+        # Positions hold for the whole sequence, so frames are channels of one sampling.
+        features = F.grid_sample(
+            core.flatten(1, 2),
+            position.to(core.dtype),
+            mode="bilinear",
+            padding_mode="border",
+            align_corners=False,
+        )[..., 0]  # [N, S*C*T, U]
+        features = features.unflatten(1, (-1, self.channels, frames))  # [N, S, C, T, U]
+        weights = stacked(self.feature.weights, stream)[:, :, 0]  # [S, U, C]
+        biases = stacked(self.biases, stream)[..., 0]  # [S, U]
+        return torch.einsum("nsctu,suc->ntsu", features, weights.to(features.dtype)) + biases
