@@ -66,6 +66,12 @@ class SGD(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
 
+    def allocate(self) -> None:
+        """Make the momenta of all parameters now rather than in their first step."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Step every parameter of an active group that has a gradient."""

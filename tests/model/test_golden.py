@@ -177,7 +177,9 @@ def test_five_optimizer_steps(case: Case) -> None:
         assert lr == pytest.approx(float(case.expected["train_lrs"][step]), rel=1e-6)
         optimizer.zero_grad(set_to_none=True)
         loss = case.loss(network, stream)
-        assert float(loss.detach()) == pytest.approx(float(case.expected["train_losses"][step]), rel=1e-5)
+        assert float(loss.detach()) == pytest.approx(
+            float(case.expected["train_losses"][step]), rel=1e-5
+        )
         loss.backward()
         for group in optimizer.param_groups:
             group["lr"] = lr

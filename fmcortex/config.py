@@ -1,0 +1,225 @@
+"""The configuration of a run: a tree of typed classes, read from YAML with overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fmcortex.errors import ConfigError
+from fmcortex.model.sizes import ModelConfig, preset
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """What is trained on."""
+
+    url: str = Field("", description="prepared dataset, any fsspec URL")
+    sessions: list[str] | None = Field(None, description="recording sessions; null for all")
+    minutes: float | None = Field(
+        None, gt=0, description="minutes of training data a session; null for all"
+    )
+    frames: int = Field(70, gt=1, description="frames of a training sequence")
+    batch: int = Field(4, ge=1, description="sequences of a micro-batch")
+    cache_mb: int = Field(512, ge=0, description="memory for decoded trials of a worker")
+    prefetch: int = Field(4, ge=1, description="micro-batches read ahead")
+
+
+class TrainingConfig(Section):
+    """How it is trained. The defaults are the released recipe."""
+
+    seed: int = Field(0, ge=0)
+    epochs: int = Field(100, ge=1, description="epochs of a cycle of the learning rate")
+    cycles: int = Field(1, ge=1, description="cycles; each later one restarts the rate")
+    steps_per_epoch: int = Field(500, ge=1)
+    lanes: int | None = Field(
+        None, ge=1, description="micro-batches of a step; null for one a session"
+    )
+    burnin: int = Field(10, ge=0, description="first frames of a sequence that do not count")
+    lr: float = Field(0.1, gt=0)
+    warmup_epochs: int = Field(10, ge=0)
+    warmup_cycles: int = Field(1, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
+    decay: float = Field(1e-4, ge=0)
+    clip: float | None = Field(0.01, gt=0, description="adaptive clipping; null for none")
+    eps: float = Field(1e-3, ge=0)
+    precision: Literal["float32", "bf16"] = Field("float32", description="of the forward pass")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of the whole run."""
+        return self.epochs * self.cycles
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.total_epochs * self.steps_per_epoch
+
+    @model_validator(mode="after")
+    def _warm(self) -> Self:
+        if self.warmup_epochs >= self.epochs and self.warmup_cycles:
+            raise ValueError(
+                f"warmup_epochs ({self.warmup_epochs}) must be less than epochs ({self.epochs})"
+            )
+        return self
+
+
+class CheckpointConfig(Section):
+    """When the state of a run is saved."""
+
+    every: int = Field(500, ge=1, description="steps between checkpoints")
+    keep: int = Field(2, ge=1, description="newest checkpoints kept")
+
+
+class ClusterConfig(Section):
+    """Where it runs."""
+
+    workers: int = Field(1, ge=1, description="Ray Train workers, one rank each")
+    zero_stage: Literal[0, 1, 2] = Field(1, description="DeepSpeed ZeRO stage of the shared part")
+    cpus_per_worker: int = Field(1, ge=1)
+    gpus_per_worker: int | None = Field(None, ge=0, description="null: 1 where there are GPUs")
+    max_failures: int = Field(3, ge=0, description="restarts of the workers before giving up")
+    timeout_seconds: float = Field(600, gt=0, description="of a collective operation")
+
+
+class TrackingConfig(Section):
+    """Where runs are recorded."""
+
+    uri: str = Field("", description="MLflow tracking URI; empty: SQLite in the output folder")
+    experiment: str = "fmcortex"
+    run_name: str | None = None
+    validate_every: int = Field(1, ge=0, description="epochs between validations; 0 for never")
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    output: str = Field("runs/pretrain", description="folder of the run, any fsspec URL")
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, values: Any) -> Any:
+        model = values.get("model") if isinstance(values, dict) else None
+        if isinstance(model, dict) and "preset" in model:
+            sizes = {key: value for key, value in model.items() if key != "preset"}
+            base = preset(str(model["preset"])).model_dump()
+            values = {**values, "model": {**base, **sizes}}
+        return values
+
+    @model_validator(mode="after")
+    def _frames(self) -> Self:
+        if self.training.burnin >= self.data.frames:
+            raise ValueError(
+                f"training.burnin ({self.training.burnin}) must be less than data.frames "
+                f"({self.data.frames})"
+            )
+        return self
+
+
+def with_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """`values` with `a.b=c` overrides applied; the right side is read as YAML.
+
+    Raises:
+        ConfigError: an override is not of the form `a.b=c`.
+    """
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise ConfigError(f"--set {override}: expected the form a.b=c")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override}: the value is not valid YAML") from error
+        node = values = dict(values)
+        for key in keys[:-1]:
+            inner = node.get(key)
+            if inner is not None and not isinstance(inner, dict):
+                raise ConfigError(f"--set {override}: {key} is not a section")
+            node[key] = dict(inner or {})
+            node = node[key]
+        node[keys[-1]] = value
+    return values
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not a mapping.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}: not valid YAML{line}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections at the top")
+    return values
+
+
+def validated(kind: type[Model], values: dict[str, Any], where: str) -> Model:
+    """`values` as the model `kind`.
+
+    Raises:
+        ConfigError: naming `where` and every field at fault, with its known neighbours.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for one in error.errors():
+            field = ".".join(str(part) for part in one["loc"])
+            if one["type"] == "extra_forbidden":
+                problems.append(f"unknown key {field}{_known(kind, one['loc'])}")
+            else:
+                message = one["msg"].removeprefix("Value error, ")
+                problems.append(f"{field}: {message}" if field else message)
+        raise ConfigError(f"{where}: {'; '.join(problems)}") from error
+
+
+def _known(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    for part in location[:-1]:
+        field = kind.model_fields.get(str(part))
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ""
+        kind = annotation
+    return f" (known: {', '.join(kind.model_fields)})"
+
+
+def load_config(path: str | Path | None, overrides: list[str] | None = None) -> RunConfig:
+    """The configuration in a YAML file (or the defaults), with overrides applied.
+
+    Args:
+        path: of the file; None for the defaults.
+        overrides: of the form `a.b=c`.
+
+    Raises:
+        ConfigError: an unreadable file, an unknown key or a bad value, named.
+    """
+    values = {} if path is None else read_yaml(path)
+    values = with_overrides(values, overrides or [])
+    return validated(RunConfig, values, str(path or "configuration"))

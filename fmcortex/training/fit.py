@@ -1,0 +1,177 @@
+"""Training in one process, without Ray or DeepSpeed: for notebooks, new mice and references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fmcortex.config import RunConfig
+from fmcortex.data.dataset import PreparedDataset, open_dataset
+from fmcortex.data.loader import ClipLoader
+from fmcortex.data.plan import SamplingPlan, place_sessions
+from fmcortex.data.subset import nested_trials
+from fmcortex.device import choose
+from fmcortex.errors import ConfigError
+from fmcortex.model.network import Network, SessionPart, SharedPart
+from fmcortex.training.build import build_session, build_shared
+from fmcortex.training.checkpoint import (
+    SHARED,
+    CheckpointManifest,
+    part_file,
+    step_folder,
+    write_manifest,
+    write_tensors,
+)
+from fmcortex.training.engine import LocalEngine, momenta
+from fmcortex.training.step import StepReport, Trainer
+
+
+@dataclass
+class FitResult:
+    """What `fit` returns.
+
+    Attributes:
+        shared: the shared part.
+        sessions: the parts of the sessions trained, by name.
+        steps: a report of each step.
+        checkpoint: folder of the checkpoint that was saved; None if there was none.
+    """
+
+    shared: SharedPart
+    sessions: dict[str, SessionPart]
+    steps: list[StepReport] = field(default_factory=list)
+    checkpoint: str | None = None
+
+    def network(self, session: str) -> Network:
+        """The whole network of a session."""
+        return Network(self.shared, self.sessions[session])
+
+
+def sessions_of(config: RunConfig, dataset: PreparedDataset) -> list[str]:
+    """The sessions that a run trains, sorted.
+
+    Raises:
+        ConfigError: one is not in the dataset.
+    """
+    if config.data.sessions is None:
+        return list(dataset.sessions)
+    unknown = sorted(set(config.data.sessions) - set(dataset.sessions))
+    if unknown:
+        raise ConfigError(
+            f"data.sessions: {', '.join(unknown)} not in {dataset.url} "
+            f"(it has {', '.join(dataset.sessions)})"
+        )
+    if len(set(config.data.sessions)) != len(config.data.sessions):
+        raise ConfigError("data.sessions: a session is named twice")
+    return sorted(config.data.sessions)
+
+
+def plan_of(config: RunConfig, dataset: PreparedDataset) -> SamplingPlan:
+    """The sampling plan of a run, the same on every rank.
+
+    Raises:
+        ConfigError: the configuration does not fit the dataset.
+    """
+    names = sessions_of(config, dataset)
+    frames: dict[str, Sequence[int]] = {}
+    trials, costs = {}, {}
+    for name in names:
+        manifest = dataset.session(name).manifest
+        for field_, have in (
+            ("perspectives", len(manifest.perspectives)),
+            ("modulations", len(manifest.modulations)),
+        ):
+            if getattr(config.model, field_) != have:
+                raise ConfigError(
+                    f"model.{field_}: {getattr(config.model, field_)}, but session {name} "
+                    f"has {have}"
+                )
+        frames[name] = [trial.frames for trial in manifest.trials]
+        trials[name] = nested_trials(name, frames[name], manifest.frame_rate, config.data.minutes)
+        costs[name] = float(manifest.neurons * sum(frames[name][t] for t in trials[name]))
+    lanes = place_sessions(costs, config.training.lanes or len(names))
+    return SamplingPlan(
+        config.training.seed,
+        lanes,
+        frames,
+        trials,
+        config.data.frames,
+        config.data.batch,
+        config.model.streams,
+    )
+
+
+def fit(
+    config: RunConfig,
+    shared: SharedPart | None = None,
+    sessions: Mapping[str, SessionPart] | None = None,
+    freeze_shared: bool = False,
+    on_step: Callable[[StepReport], None] | None = None,
+    save: bool = False,
+) -> FitResult:
+    """Train in this process.
+
+    Args:
+        config: of the run; `cluster` and `tracking` are not looked at.
+        shared: the shared part to start from; None for a new one.
+        sessions: parts to start from, by name; new ones for those not given.
+        freeze_shared: train the sessions' parts only (transfer to new mice).
+        on_step: hears of every step.
+        save: write a checkpoint to `config.output` at the end.
+
+    Raises:
+        ConfigError: the configuration does not fit the dataset.
+        DataError: a shard is corrupt, or a loss is not finite.
+    """
+    dataset = open_dataset(config.data.url)
+    plan = plan_of(config, dataset)
+    compute = choose(config.training.device, config.training.precision)
+    seed = config.training.seed
+    shared = (shared or build_shared(config.model, seed)).to(compute.device)
+    parts = dict(sessions or {})
+    for name in plan.sessions:
+        if name not in parts:
+            units = dataset.session(name).manifest.neurons
+            parts[name] = build_session(config.model, units, seed, name)
+        parts[name].to(compute.device)
+    engine = LocalEngine(shared, config.training, frozen=freeze_shared)
+    trainer = Trainer(config.training, plan, engine, parts, compute)
+    loader = ClipLoader(
+        dataset,
+        plan,
+        range(len(plan.lanes)),
+        0,
+        config.training.steps,
+        config.data.prefetch,
+        pin=compute.device.type == "cuda",
+    )
+    result = FitResult(shared, parts)
+    for step, batches in enumerate(loader):
+        report = trainer.step(step, batches)
+        result.steps.append(report)
+        if on_step:
+            on_step(report)
+    if save:
+        result.checkpoint = _save(config, trainer)
+    return result
+
+
+def _save(config: RunConfig, trainer: Trainer) -> str:
+    folder = step_folder(config.output, config.training.steps)
+    files = write_tensors(folder, part_file(SHARED), trainer.engine.module.state_dict())
+    files |= write_tensors(folder, part_file(SHARED, momenta=True), trainer.engine.momenta())
+    for name, part in trainer.sessions.items():
+        files |= write_tensors(folder, part_file(name), part.state_dict())
+        moments = momenta(trainer.optimizers[name])
+        files |= write_tensors(folder, part_file(name, momenta=True), moments)
+    write_manifest(
+        folder,
+        CheckpointManifest(
+            step=config.training.steps,
+            model=config.model,
+            units={name: part.units for name, part in trainer.sessions.items()},
+            files=files,
+            config=config.model_dump(mode="json"),
+        ),
+    )
+    return folder
