@@ -33,6 +33,9 @@ VERSION: Literal[1] = 1
 
 #: File names are joined to URLs, so a name may not climb out of its folder.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+_PART = "[A-Za-z0-9][A-Za-z0-9._-]*"
+#: A path inside a session's folder; no part of it may climb out.
+Path = Annotated[str, StringConstraints(pattern=f"^{_PART}(/{_PART})*$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 Tier = Literal["train", "validation", "test"]
@@ -111,9 +114,12 @@ class TrainTrial(Document):
 
 
 class Array(Document):
-    """A zarr array: `sha256` is that of its values in C order, so a lost chunk cannot pass."""
+    """A zarr array at `path` in the session's folder.
 
-    path: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
+    `sha256` is that of its values in C order, little-endian, so a lost chunk cannot pass.
+    """
+
+    path: Path
     dtype: str
     shape: list[int]
     sha256: Sha256
@@ -148,6 +154,13 @@ class Statistics(Document):
     modulation_std: list[float]
 
 
+class StoredFile(Document):
+    """What a file was when it was written."""
+
+    bytes: int = Field(ge=0)
+    sha256: Sha256
+
+
 class SessionManifest(Document):
     """One recording session of a prepared dataset."""
 
@@ -167,6 +180,10 @@ class SessionManifest(Document):
     neuron_table: dict[str, Array]
     statistics: Statistics
     excluded: list[Excluded]
+    files: dict[Path, StoredFile] = Field(
+        default_factory=dict,
+        description="every file of the session but this manifest, by path in its folder",
+    )
     settings: dict[str, Any]
     source_sha256: Sha256
     tool_version: str
