@@ -1,0 +1,148 @@
+"""What every recording must satisfy before anything of it is written, whatever its format."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from data_prep.readers.protocol import RawTrial, SessionInfo, TrialRef
+from data_prep.resampling import Moments
+from fmcortex.errors import DataError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def check_name(name: str, what: str) -> None:
+    """Refuse a name that cannot be a folder of the prepared dataset.
+
+    Raises:
+        DataError: naming `what`.
+    """
+    if not _NAME.fullmatch(name):
+        raise DataError(
+            f"{what} {name!r}: names are letters, digits, '.', '_' and '-', at most 128,"
+            " and start with a letter or digit"
+        )
+
+
+def check_refs(refs: list[TrialRef], info: SessionInfo) -> None:
+    """Check the list of trials: names that can be written, and training trials among them.
+
+    Raises:
+        DataError: naming the trial or the session.
+    """
+    for ref in refs:
+        if ref.tier == "train" and not _KEY.fullmatch(ref.key):
+            # webdataset ends a sample's key at its first dot.
+            raise DataError(
+                f"{info.source}: trial {ref.key!r}: names are letters, digits, '_' and '-',"
+                " at most 64"
+            )
+        if ref.video is not None:
+            check_name(ref.video, f"{info.source}: trial {ref.key}: video")
+    if not any(ref.tier == "train" for ref in refs):
+        raise DataError(f"{info.source}: no training trials")
+
+
+def check_neurons(table: dict[str, np.ndarray], info: SessionInfo) -> None:
+    """Check the neuron table: unit ids that are integers, each of its own.
+
+    Raises:
+        DataError: naming the session and the first repeated id.
+    """
+    units = table["unit_id"]
+    if units.dtype.kind not in "iu":
+        raise DataError(f"{info.source}: unit ids are {units.dtype}, not integers")
+    ids, counts = np.unique(units, return_counts=True)
+    if len(ids) != len(units):
+        raise DataError(f"{info.source}: unit id {ids[counts > 1][0]} occurs more than once")
+    for name in table:
+        check_name(name, f"{info.source}: column of the neuron table")
+    if "response_scale" in table:
+        raise DataError(f"{info.source}: the neuron table's column response_scale is reserved")
+
+
+def check_trial(raw: RawTrial, info: SessionInfo, pixels: tuple[int, int] | None) -> None:
+    """Check the shapes of a trial as read.
+
+    Args:
+        raw: the trial.
+        info: its session.
+        pixels: height and width of the session's other videos, None for the first.
+
+    Raises:
+        DataError: naming the file: an empty or differently shaped video, a count of neurons or
+            channels that is not the session's, or unequal lengths.
+    """
+    frames, *size = raw.stimulus.shape
+    if frames == 0 or 0 in size:
+        raise DataError(f"{raw.stimulus_source}: the video has no frames")
+    if pixels is not None and tuple(size) != pixels:
+        raise DataError(
+            f"{raw.stimulus_source}: frames of {size[0]} x {size[1]} pixels, those of the"
+            f" session's other videos have {pixels[0]} x {pixels[1]}; are the axes in order?"
+        )
+    for signal, columns, what in (
+        (raw.responses, info.neurons, "neurons"),
+        (raw.perspectives, len(info.perspectives), "pupil positions"),
+        (raw.modulations, len(info.modulations), "behaviour channels"),
+    ):
+        if signal is None:
+            continue
+        if signal.values.shape[1] != columns:
+            raise DataError(
+                f"{signal.source}: {signal.values.shape[1]} {what}, the session has {columns}"
+            )
+        expected = frames if signal.times is None else len(signal.times)
+        if len(signal.values) != expected:
+            raise DataError(
+                f"{signal.source}: unequal lengths: {len(signal.values)} samples here, {expected}"
+                f" {'frames in the video' if signal.times is None else 'times'}"
+            )
+        if np.isinf(signal.values).any():
+            frame = int(np.argmax(np.isinf(signal.values).any(axis=1)))
+            raise DataError(f"{signal.source}: infinite value at frame {frame}")
+
+
+def missing_neurons(responses: np.ndarray, source: str, info: SessionInfo) -> int:
+    """Number of neurons that are missing from a trial: NaN in all its frames.
+
+    Args:
+        responses: [T, U] on the stimulus frames.
+        source: their file, for messages.
+        info: the session, which says whether its format knows missing neurons.
+
+    Raises:
+        DataError: a NaN anywhere else, naming the file, the frame and the neuron.
+    """
+    missing = np.isnan(responses)
+    whole = missing.all(axis=0)
+    allowed = whole if info.nan_is_missing else np.zeros_like(whole)
+    faults = missing & ~allowed
+    if faults.any():
+        frame = int(np.argmax(faults.any(axis=1)))
+        neuron = int(np.argmax(faults[frame]))
+        raise DataError(f"{source}: NaN inside the trial, first at frame {frame}, neuron {neuron}")
+    return int(whole.sum())
+
+
+def check_responding(responses: Moments, info: SessionInfo, divide_by: str) -> None:
+    """Check that the responses of every neuron can be normalised.
+
+    Args:
+        responses: moments over the training trials.
+        info: the session.
+        divide_by: "mean" or "std".
+
+    Raises:
+        DataError: naming the first neuron whose mean, or standard deviation, is not positive.
+    """
+    silent = ~(getattr(responses, divide_by) > 0)
+    if silent.any():
+        raise DataError(
+            f"{info.source}: neuron {int(np.argmax(silent))} has no response in training"
+            f" ({int(silent.sum())} such of {info.neurons}; {divide_by} not above zero);"
+            " silent_neurons=keep keeps them unscaled"
+        )

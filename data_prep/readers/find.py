@@ -1,0 +1,75 @@
+"""Finding the sessions in a source folder, and the reader of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from data_prep.checks import check_name
+from data_prep.readers.digital_twin import DigitalTwinReader
+from data_prep.readers.protocol import Reader
+from data_prep.readers.sensorium2023 import Sensorium2023Reader
+from fmcortex.errors import DataError
+
+#: For each layout: its reader, and folders of which one at least tells a session of the layout.
+_LAYOUTS: dict[str, tuple[Callable[[Path], Reader], tuple[str, ...]]] = {
+    "sensorium2023": (Sensorium2023Reader, ("data", "meta")),
+    "digital_twin": (DigitalTwinReader, ("units", "stimuli", "samples", "training")),
+}
+
+
+def layout_of(folder: Path) -> str | None:
+    """The layout that `folder` looks like, None if it is no session of any known layout."""
+    for layout, (_, marks) in _LAYOUTS.items():
+        if any((folder / mark).is_dir() for mark in marks):
+            return layout
+    return None
+
+
+def open_reader(folder: Path, layout: str = "auto") -> Reader:
+    """A reader of the session in `folder`.
+
+    Args:
+        folder: the session's folder.
+        layout: "sensorium2023" or "digital_twin", or "auto" to tell by the folder's content.
+
+    Raises:
+        DataError: no known layout, or a part of the session is missing; the message names it.
+    """
+    found = layout_of(folder) if layout == "auto" else layout
+    if found is None:
+        marks = "; ".join(f"{name} has {'/ or '.join(m)}/" for name, (_, m) in _LAYOUTS.items())
+        raise DataError(f"{folder}: no session of a known layout ({marks})")
+    return _LAYOUTS[found][0](folder)
+
+
+def find_sessions(source: str, names: list[str] | None = None) -> list[Path]:
+    """The session folders of `source`, sorted by name.
+
+    Args:
+        source: a folder of session folders, or one session's folder.
+        names: the sessions to take; all folders if None.
+
+    Raises:
+        DataError: there is no such folder, no session in it, not one of those named, or a name
+            that cannot be a folder of the prepared dataset.
+    """
+    root = Path(source).absolute()
+    if not root.is_dir():
+        raise DataError(f"{source}: no such folder; the source is a local folder of recordings")
+    if layout_of(root) is not None:
+        folders = {root.name: root}
+    else:
+        folders = {
+            path.name: path
+            for path in root.iterdir()
+            if path.is_dir() and not path.name.startswith(".")
+        }
+    if not folders:
+        raise DataError(f"{source}: no session folders in it")
+    for name in names or []:
+        if name not in folders:
+            raise DataError(f"{source}: no session {name!r}; it has {', '.join(sorted(folders))}")
+    for name in names or folders:
+        check_name(name, f"{source}: session")
+    return [folders[name] for name in sorted(set(names or folders))]

@@ -1,0 +1,115 @@
+"""Pure functions on signals: resampling, gaps, standardisation, area averaging."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def resample(values: np.ndarray, times: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Linear interpolation of a signal at other times.
+
+    A result next to a NaN sample is NaN, unless it falls on the other sample exactly. Outside
+    the recording the first or last sample holds for one sampling interval (the median one);
+    farther out the result is NaN.
+
+    Args:
+        values: [n, k], NaN where missing; n >= 2.
+        times: seconds [n], increasing.
+        at: seconds [T].
+
+    Returns:
+        float64 [T, k].
+
+    Raises:
+        ValueError: fewer than two samples, or times that do not increase.
+    """
+    if len(times) < 2 or len(times) != len(values) or not np.all(np.diff(times) > 0):
+        raise ValueError("times must increase, one for each of two samples or more")
+    values = np.asarray(values, np.float64)
+    interval = float(np.median(np.diff(times)))
+    left = np.clip(np.searchsorted(times, at, side="right") - 1, 0, len(times) - 2)
+    weight = np.clip((at - times[left]) / (times[left + 1] - times[left]), 0.0, 1.0)[:, None]
+    # 0 * NaN is NaN: a sample of no weight must not count.
+    low = np.where(weight < 1, values[left] * (1 - weight), 0.0)
+    high = np.where(weight > 0, values[left + 1] * weight, 0.0)
+    result = low + high
+    result[(at < times[0] - interval) | (at > times[-1] + interval)] = np.nan
+    return result
+
+
+def longest_gap(values: np.ndarray) -> int:
+    """Length in frames of the longest run of NaN in any channel of `values` [T, k]."""
+    missing = np.isnan(values)
+    longest = run = np.zeros(values.shape[1], np.int64)
+    for frame in missing:
+        run = np.where(frame, run + 1, 0)
+        longest = np.maximum(longest, run)
+    return int(longest.max(initial=0))
+
+
+def fill_gaps(values: np.ndarray) -> np.ndarray:
+    """`values` [T, k] with NaN replaced by linear interpolation between the frames around.
+
+    A gap at the start or the end takes the nearest value. A channel must have one value at least.
+    """
+    filled = np.array(values, np.float64)
+    frames = np.arange(len(filled))
+    for channel in filled.T:
+        missing = np.isnan(channel)
+        if missing.any():
+            channel[missing] = np.interp(frames[missing], frames[~missing], channel[~missing])
+    return filled
+
+
+def area_weights(source: int, target: int) -> np.ndarray:
+    """Weights [target, source] that average `source` pixels into `target` <= source equal areas."""
+    edges = np.linspace(0, source, target + 1)
+    pixels = np.arange(source)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return np.clip(overlap, 0, None) * (target / source)
+
+
+def reduce_area(stimulus: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Reduce a video uint8 [T, H, W] to [T, height, width] by area averaging.
+
+    Raises:
+        ValueError: the target is larger than the source.
+    """
+    _, rows, columns = stimulus.shape
+    if height > rows or width > columns:
+        raise ValueError(f"cannot enlarge {rows} x {columns} pixels to {height} x {width}")
+    if (height, width) == (rows, columns):
+        return stimulus
+    across = stimulus.astype(np.float64) @ area_weights(columns, width).T
+    return np.rint(area_weights(rows, height) @ across).astype(np.uint8)
+
+
+class Moments:
+    """Mean and standard deviation of each channel, accumulated over blocks in float64.
+
+    Blocks are joined by Chan's parallel form of Welford's update, which does not lose the
+    variance of a signal with a large mean.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.mean = np.zeros(channels)
+        self._squares = np.zeros(channels)
+
+    def add(self, values: np.ndarray) -> None:
+        """Add a block [n, k] of finite values."""
+        count = len(values)
+        if count == 0:
+            return
+        mean = values.mean(axis=0, dtype=np.float64)
+        squares = np.square(values - mean).sum(axis=0)
+        total = self.count + count
+        delta = mean - self.mean
+        self._squares += squares + np.square(delta) * (self.count * count / total)
+        self.mean += delta * (count / total)
+        self.count = total
+
+    @property
+    def std(self) -> np.ndarray:
+        """Population standard deviation [k]."""
+        return np.sqrt(self._squares / max(self.count, 1))

@@ -1,0 +1,62 @@
+"""Settings of `fmcortex prep`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class PrepSettings(BaseModel):
+    """How recordings become a prepared dataset."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layout: Literal["auto", "sensorium2023", "digital_twin"] = Field(
+        "auto", description="layout of the source folders; auto recognises each session's"
+    )
+    sessions: list[str] | None = Field(
+        None, description="names of the session folders to prepare; all if absent"
+    )
+    frame_rate: float = Field(
+        30.0, gt=0, le=1000, description="stimulus frames per second of the source, Hz"
+    )
+    height: int | None = Field(
+        None, gt=0, description="reduce the stimulus to this height by area averaging, pixels"
+    )
+    width: int | None = Field(
+        None, gt=0, description="reduce the stimulus to this width by area averaging, pixels"
+    )
+    response_normalisation: Literal["mean", "std", "none"] = Field(
+        "mean",
+        description="divide each neuron's responses by their mean or standard deviation over the"
+        " training trials, or not at all",
+    )
+    silent_neurons: Literal["error", "keep"] = Field(
+        "error",
+        description="a neuron without any response in training: refuse the session, or keep the"
+        " neuron unscaled",
+    )
+    max_pupil_gap_frames: int = Field(
+        15,
+        ge=0,
+        description="longest gap in pupil or treadmill that is filled by linear interpolation,"
+        " frames; a trial with a longer one is excluded and counted",
+    )
+    trials_per_shard: int = Field(64, gt=0, description="most training trials in a shard")
+    shard_bytes: int = Field(
+        128 << 20, gt=0, description="a shard is closed once it has this many bytes"
+    )
+
+    @model_validator(mode="after")
+    def _both_sizes(self) -> Self:
+        if (self.height is None) != (self.width is None):
+            raise ValueError("height and width go together: give both or neither")
+        return self
+
+    def content(self) -> dict[str, Any]:
+        """The settings that the content of a prepared session depends on, JSON-ready.
+
+        Which sessions were selected, and how the layout was found out, is not among them.
+        """
+        return self.model_dump(mode="json", exclude={"layout", "sessions"})
