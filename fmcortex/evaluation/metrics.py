@@ -1,0 +1,111 @@
+"""Correlation of predicted and recorded responses (Wang et al. 2025; Schoppe et al. 2016).
+
+Responses and predictions are [repeats, samples, neurons], after the burn-in, all videos joined;
+NaN where a repeat is missing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+
+
+def join(blocks: Sequence[Array]) -> Array:
+    """Join videos of different numbers of repeats along samples, missing repeats as NaN.
+
+    Args:
+        blocks: [R_i, T_i, U] of each video.
+
+    Returns:
+        [max R_i, sum T_i, U]
+    """
+    repeats = max(block.shape[0] for block in blocks)
+    padded = []
+    for block in blocks:
+        missing = ((0, repeats - block.shape[0]), (0, 0), (0, 0))
+        padded.append(np.pad(block.astype(np.float64), missing, constant_values=np.nan))
+    return np.concatenate(padded, axis=1)
+
+
+def mean_over_repeats(x: Array) -> Array:
+    """[R, T, U] to [T, U], leaving out what is NaN; NaN where all are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(x, axis=0)
+
+
+def pearson(x: Array, y: Array) -> Array:
+    """Pearson correlation over samples, for each neuron.
+
+    Args:
+        x: [T, U].
+        y: [T, U]. Samples where either is NaN are left out.
+
+    Returns:
+        [U]; NaN where either does not vary.
+    """
+    valid = np.isfinite(x) & np.isfinite(y)
+    count = np.maximum(valid.sum(axis=0), 1)
+
+    def centred(a: Array) -> Array:
+        a = np.where(valid, a, 0.0)
+        return np.where(valid, a - a.sum(axis=0) / count, 0.0)
+
+    x, y = centred(x), centred(y)
+    norm = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(norm > 0, (x * y).sum(axis=0) / norm, np.nan)
+
+
+def cc_abs(predicted: Array, recorded: Array) -> Array:
+    """Correlation of the mean prediction with the mean response over repeats: [U]."""
+    predicted = np.where(np.isfinite(recorded), predicted, np.nan)
+    return pearson(mean_over_repeats(predicted), mean_over_repeats(recorded))
+
+
+def cc_max(recorded: Array) -> Array:
+    """The largest CC_abs that any predictor could reach, for each neuron (Schoppe et al. 2016).
+
+    With t_s repeats at sample s: n = sqrt(sum(t_s - 1) / sum((t_s - 1) / t_s^2)), y the mean
+    response, TP the mean over repeats of the variance over samples,
+    SP = (n Var(y) - TP) / (n - 1), CC_max = sqrt(SP / Var(y)).
+
+    Args:
+        recorded: [R, T, U].
+
+    Returns:
+        [U]; NaN where the signal power SP is not positive, or there are no repeats.
+    """
+    found = np.full(recorded.shape[2], np.nan)
+    for unit in range(recorded.shape[2]):
+        one = recorded[:, :, unit]
+        one = one[:, np.isfinite(one).any(axis=0)]
+        one = one[np.isfinite(one).sum(axis=1) > 1]
+        if one.shape[0] < 2 or one.shape[1] < 2:
+            continue
+        counts = np.isfinite(one).sum(axis=0)
+        below = ((counts - 1) / counts**2).sum()
+        if below <= 0:
+            continue
+        n = np.sqrt((counts - 1).sum() / below)
+        y = np.nanmean(one, axis=0)
+        total_power = np.nanvar(one, axis=1, ddof=1).mean()
+        signal_power = (n * y.var(ddof=1) - total_power) / (n - 1)
+        if signal_power > 0 and y.var() > 0:
+            found[unit] = np.sqrt(signal_power / y.var())
+    return found
+
+
+def single_trial_correlation(predicted: Array, recorded: Array) -> Array:
+    """Pearson over all trials and frames joined, without averaging repeats: [U].
+
+    The score of the public dynamic benchmark (Sensorium 2023), once the first 50 frames of each
+    trial are left out.
+    """
+    units = recorded.shape[2]
+    return pearson(predicted.reshape(-1, units), recorded.reshape(-1, units))
