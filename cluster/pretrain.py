@@ -1,0 +1,279 @@
+"""The driver of a pretraining: checks the run, starts Ray Train, follows it, closes it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import cluster.worker as worker
+from cluster.placement import place_lanes
+from cluster.ray_session import ray_session
+from fmcortex import errors, storage
+from fmcortex.config import RunConfig
+from fmcortex.data.dataset import open_dataset
+from fmcortex.errors import CheckpointError, ConfigError, FmcortexError
+from fmcortex.progress import Progress
+from fmcortex.tracking.run import RunLog, start_run, tracking_uri
+from fmcortex.training.checkpoint import Checkpoint, newest
+from fmcortex.training.fit import plan_of
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What a pretraining left.
+
+    Attributes:
+        checkpoint: folder of the last checkpoint.
+        run_id: of the MLflow run.
+        tracking_uri: of its store.
+        seconds: of this call.
+        steps: of the whole run.
+    """
+
+    checkpoint: str
+    run_id: str
+    tracking_uri: str
+    seconds: float
+    steps: int
+
+
+def pretrain(config: RunConfig, tags: dict[str, str] | None = None) -> PretrainResult:
+    """Pretrain on all the sessions of `config`, or continue such a run.
+
+    Args:
+        config: of the run; `output` may hold checkpoints of the same run, which is then continued.
+        tags: of the MLflow run.
+
+    Raises:
+        ConfigError: the configuration does not fit the dataset, the machine or the run in
+            `output`.
+        FmcortexError: whatever stopped the workers that the user can act on.
+    """
+    began = time.monotonic()
+    config = absolute(config)
+    check(config)
+    run = _open_run(config, tags)
+    start = newest(config.output)
+    if start is None or start.step < config.training.steps:
+        try:
+            _run_workers(config, run)
+            _figures(run)
+        except BaseException:
+            run.end(failed=True)
+            raise
+    final = newest(config.output)
+    if final is None or final.step < config.training.steps:
+        run.end(failed=True)
+        raise CheckpointError(f"{config.output}: the workers ended without a final checkpoint")
+    run.tags({"checkpoint": final.folder})
+    run.end()
+    return PretrainResult(
+        checkpoint=final.folder,
+        run_id=run.run_id,
+        tracking_uri=run.uri,
+        seconds=time.monotonic() - began,
+        steps=config.training.steps,
+    )
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """`config` with local folders made absolute, so that workers elsewhere mean the same."""
+    return config.model_copy(
+        update={
+            "output": storage.absolute(config.output),
+            "data": config.data.model_copy(update={"url": storage.absolute(config.data.url)}),
+        }
+    )
+
+
+def check(config: RunConfig) -> None:
+    """Find what would stop the workers before they are started.
+
+    Raises:
+        ConfigError: or another error that names the field at fault.
+    """
+    if not config.data.url:
+        raise ConfigError("data.url: missing; name a prepared dataset (--set data.url=...)")
+    dataset = open_dataset(config.data.url)
+    plan = plan_of(config, dataset)
+    costs = worker.micro_batch_costs(plan, dataset)
+    place_lanes(plan.lanes, costs, config.cluster.workers)
+    tracking_uri(config.tracking, config.output)
+
+
+def _same_run(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The sections in which two configurations would train differently."""
+    return [key for key in ("model", "data", "training") if old.get(key) != new.get(key)]
+
+
+def _open_run(config: RunConfig, tags: dict[str, str] | None) -> RunLog:
+    """The MLflow run of this output folder: a new one, or that of the run to continue."""
+    path = storage.join(config.output, RUN_FILE)
+    dumped = config.model_dump(mode="json")
+    uri = tracking_uri(config.tracking, config.output)
+    storage.remove(storage.join(config.output, worker.ERROR_FILE))
+    if storage.exists(path):
+        known = storage.read_json(path)
+        different = _same_run(known.get("config", {}), dumped)
+        if different:
+            raise ConfigError(
+                f"output: {config.output} holds a run with other settings in "
+                f"{', '.join(different)}; choose another output, or remove that folder"
+            )
+        if known.get("uri") == uri:
+            return RunLog(uri, known["run_id"])
+    # Before the MLflow run, so that an unwritable output leaves nothing behind.
+    storage.write_json(path, {"config": dumped, "uri": uri})
+    run = start_run(config, "pretrain", tags)
+    storage.write_json(path, {"config": dumped, "uri": uri, "run_id": run.run_id})
+    return run
+
+
+def _run_workers(config: RunConfig, run: RunLog) -> None:
+    cluster = config.cluster
+    with ray_session(cluster.workers * cluster.cpus_per_worker) as ray:
+        from ray.train import FailureConfig, ScalingConfig
+        from ray.train import RunConfig as RayRunConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        gpus = cluster.gpus_per_worker
+        if gpus is None:
+            there = ray.cluster_resources().get("GPU", 0)
+            gpus = int(there >= cluster.workers and config.training.device != "cpu")
+        board = ray.remote(num_cpus=0)(Board).remote()
+        trainer = TorchTrainer(
+            worker.train,
+            train_loop_config={
+                "config": config.model_dump(mode="json"),
+                "uri": run.uri,
+                "run_id": run.run_id,
+                "board": board,
+            },
+            torch_config=TorchConfig(
+                backend="nccl" if gpus else "gloo", timeout_s=int(cluster.timeout_seconds)
+            ),
+            scaling_config=ScalingConfig(
+                num_workers=cluster.workers,
+                use_gpu=bool(gpus),
+                resources_per_worker={"CPU": cluster.cpus_per_worker}
+                | ({"GPU": gpus} if gpus else {}),
+                placement_strategy="SPREAD",
+            ),
+            run_config=RayRunConfig(
+                name="ray",
+                storage_path=_ray_storage(config),
+                failure_config=FailureConfig(max_failures=cluster.max_failures),
+            ),
+        )
+        with Follower(board, config.training.steps):
+            try:
+                trainer.fit()
+            except Exception as error:
+                raise _cause(error, config) from error
+        _raise_left_behind(config)
+
+
+def _ray_storage(config: RunConfig) -> str:
+    """Where Ray Train keeps its own notes; checkpoints lie in the run's folder in any case."""
+    return storage.join(config.output, "ray")
+
+
+def _raise_left_behind(config: RunConfig) -> None:
+    path = storage.join(config.output, worker.ERROR_FILE)
+    if storage.exists(path):
+        left = storage.read_json(path)
+        kind = getattr(errors, str(left.get("kind")), FmcortexError)
+        raise kind(left.get("message"))
+
+
+def _cause(error: Exception, config: RunConfig) -> Exception:
+    """The error that the user should see, out of the one that Ray Train raises."""
+    try:
+        _raise_left_behind(config)
+    except FmcortexError as left:
+        return left
+    failures = getattr(error, "worker_failures", None) or {}
+    for failure in failures.values():
+        inner: BaseException | None = failure
+        while inner is not None:
+            if isinstance(inner, FmcortexError):
+                return inner
+            inner = getattr(inner, "cause", None) or inner.__cause__
+    first = " ".join(str(next(iter(failures.values()), error)).split())
+    return FmcortexError(
+        f"{config.output}: the workers failed {config.cluster.max_failures + 1} times: "
+        f"{first[-600:]}; set FMCORTEX_RAY_LOGS=1 to see their logs"
+    )
+
+
+class Board:
+    """A Ray actor on which rank 0 writes how far it is."""
+
+    def __init__(self) -> None:
+        self.done, self.note = 0, ""
+
+    def tell(self, done: int, note: str) -> None:
+        self.done, self.note = done, note
+
+    def read(self) -> tuple[int, str]:
+        return self.done, self.note
+
+
+class Follower:
+    """Shows the board's progress from a thread while the driver waits for Ray Train."""
+
+    def __init__(self, board: Any, steps: int) -> None:
+        self.board, self.progress = board, Progress("pretrain", steps)
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> Follower:
+        self.progress.__enter__()
+        self.thread.start()
+        return self
+
+    def _follow(self) -> None:
+        import ray
+
+        last = -1
+        while not self.stop.wait(0.5):
+            try:
+                done, note = ray.get(self.board.read.remote(), timeout=5)
+            except Exception:  # the board may be busy or going away; progress is not worth a crash
+                continue
+            if done < last:
+                self.progress.say(f"workers restarted; continuing from step {done}")
+            if done != last and note:
+                self.progress.update(done, note)
+                last = done
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop.set()
+        self.thread.join(timeout=10)
+        self.progress.__exit__(None, None, None)
+
+
+def _figures(run: RunLog) -> None:
+    """Log a figure of the loss and the validation score over the steps."""
+    from fmcortex.tracking.curves import curves_figure
+
+    figure = curves_figure(
+        {key: run.history(key) for key in ("train/loss", "train/lr", "validation/cc_abs")}
+    )
+    run.figure(figure, "figures/curves.png")
+
+
+def load_result(output: str) -> Checkpoint:
+    """The newest checkpoint of the run in `output`.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = newest(output)
+    if found is None:
+        raise CheckpointError(f"{output}: no checkpoint here; run `fmcortex pretrain` first")
+    return found
