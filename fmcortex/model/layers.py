@@ -67,7 +67,7 @@ class Conv(nn.Module):
     Args:
         inputs: input channels of a stream.
         outputs: output channels of a stream.
-        streams: number of streams.
+        streams: number of streams; None for a layer that knows no streams.
         groups: groups of a stream's convolution.
         out_groups: shape of gains and biases, [out_groups, outputs/out_groups].
         temporal: frames that the kernel sees: the current one and those before it.
@@ -85,7 +85,7 @@ class Conv(nn.Module):
         inputs: int,
         outputs: int,
         *,
-        streams: int = 1,
+        streams: int | None = None,
         groups: int = 1,
         out_groups: int = 1,
         temporal: int = 1,
@@ -160,12 +160,17 @@ class MLP(nn.Module):
         inputs: input features of a stream.
         features: features of each of the `layers` hidden layers.
         layers: number of hidden layers, each followed by the nonlinearity.
-        streams: number of streams.
+        streams: number of streams; None for a layer that knows no streams.
         outputs: features of a last, linear layer; None for no such layer.
     """
 
     def __init__(
-        self, inputs: int, features: int, layers: int, streams: int = 1, outputs: int | None = None
+        self,
+        inputs: int,
+        features: int,
+        layers: int,
+        streams: int | None = None,
+        outputs: int | None = None,
     ) -> None:
         super().__init__()
         sizes = [inputs] + [features] * layers + ([] if outputs is None else [outputs])

@@ -43,11 +43,11 @@ def rule_of(parameter: Tensor) -> Rule:
     return getattr(parameter, "rule", Rule())
 
 
-def per_stream(value: Tensor, streams: int, rule: Rule) -> nn.ParameterList:
-    """`streams` parameters, each starting as a copy of `value`."""
+def per_stream(value: Tensor, streams: int | None, rule: Rule) -> nn.ParameterList:
+    """One parameter a stream, each starting as a copy of `value`; None: one that has no stream."""
     return nn.ParameterList(
         ruled(value.clone(), Rule(rule.scale, rule.decay, rule.norm_dim, stream))
-        for stream in range(streams)
+        for stream in ([None] if streams is None else range(streams))
     )
 
 
