@@ -1,0 +1,65 @@
+"""A registered model as MLflow runs it: "models from code", so that nothing is pickled.
+
+MLflow copies this file beside the checkpoint and executes it to load the model; see
+`fmcortex.tracking.registry`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.pyfunc import PythonModel
+
+from fmcortex.device import choose
+from fmcortex.errors import ConfigError
+from fmcortex.model.network import Network
+from fmcortex.training.checkpoint import Checkpoint
+
+#: The artifact that holds the checkpoint.
+ARTIFACT = "checkpoint"
+#: What `predict` takes: uint8 [N, T, H, W], float32 [N, T, P] and float32 [N, T, M].
+INPUTS = ("stimuli", "perspectives", "modulations")
+
+# MLflow asks for a type hint that it can validate, which a dict of arrays does not have, and
+# overrides filters while it does so: recording is what keeps it quiet.
+with warnings.catch_warnings(record=True):
+
+    class FoundationModel(PythonModel):
+        """Predicts the responses of a session's neurons to any video."""
+
+        def load_context(self, context: Any) -> None:
+            """Open the checkpoint; a session's network is built when it is first asked for."""
+            self.checkpoint = Checkpoint(context.artifacts[ARTIFACT])
+            self.shared = self.checkpoint.shared()
+            self.networks: dict[str, Network] = {}
+
+        def predict(self, context: Any, model_input, params=None):  # type: ignore[no-untyped-def]
+            """Predicted responses, as `fmcortex.model.network.Network.predict` gives them.
+
+            Args:
+                context: of MLflow; not looked at.
+                model_input: arrays by the names of `INPUTS`.
+                params: `session`, whose neurons to predict; empty for the only or first one.
+
+            Returns:
+                float32 [N, T, U], in units of each neuron's training mean.
+
+            Raises:
+                ConfigError: an input is missing.
+                DataError: the inputs' shapes do not fit each other or the network.
+                CheckpointError: the model has no such session.
+            """
+            missing = [name for name in INPUTS if name not in model_input]
+            if missing:
+                raise ConfigError(f"predict: {', '.join(missing)} missing from the input")
+            session = str((params or {}).get("session") or self.checkpoint.sessions[0])
+            if session not in self.networks:
+                network = Network(self.shared, self.checkpoint.session(session)).eval()
+                self.networks[session] = network.to(choose().device)
+            return self.networks[session].predict(*(np.asarray(model_input[n]) for n in INPUTS))
+
+
+mlflow.models.set_model(FoundationModel())

@@ -1,0 +1,308 @@
+"""The MLflow model registry: versions of a model made of a checkpoint, found again by an alias.
+
+A version holds the checkpoint's weights as safetensors and a manifest of them, without the
+optimizer's momenta, and the code that MLflow runs to predict with it (`pyfunc_model`). Nothing is
+pickled, and `resolve` gives the checkpoint back.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fmcortex import storage
+from fmcortex.errors import CheckpointError, ConfigError
+from fmcortex.tracking.run import RunLog, client, environment
+from fmcortex.training.checkpoint import (
+    MANIFEST,
+    SHARED,
+    Checkpoint,
+    CheckpointManifest,
+    open_checkpoint,
+    part_file,
+    write_manifest,
+)
+
+MODEL_URI = "models:/"
+#: The folder of the checkpoint in a registered model.
+ARTIFACT = "checkpoint"
+#: What must be installed where the model is run; MLflow would spend a minute on finding it out.
+REQUIREMENTS = ("fmcortex", "mlflow", "numpy", "pydantic", "safetensors", "torch")
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A version in the registry.
+
+    Attributes:
+        name: of the model.
+        version: from "1".
+        alias: that now points to this version; None if none was set.
+        source: folder of the checkpoint that it was made of.
+        run_id: of the MLflow run that holds it.
+    """
+
+    name: str
+    version: str
+    alias: str | None
+    source: str
+    run_id: str
+
+    @property
+    def uri(self) -> str:
+        """How it is referred to."""
+        return f"{MODEL_URI}{self.name}" + (f"@{self.alias}" if self.alias else f"/{self.version}")
+
+
+@contextmanager
+def _as_default(uri: str) -> Iterator[None]:
+    """Make `uri` MLflow's default store for a while: logging a model looks at nothing else."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        with warnings.catch_warnings(record=True):  # advice on type hints and examples
+            yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it
+
+
+def register(
+    checkpoint: str,
+    name: str,
+    alias: str | None,
+    uri: str,
+    run_id: str | None = None,
+    experiment: str = "fmcortex",
+) -> RegisteredModel:
+    """Make a checkpoint the next version of a registered model.
+
+    Args:
+        checkpoint: a checkpoint's folder, or a run's folder for its newest.
+        name: of the model; made if there is none.
+        alias: to set to the new version; None for none.
+        uri: of the MLflow store.
+        run_id: of the MLflow run that shall hold the model; None for a new one.
+        experiment: of a new run.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or a file of it is missing or corrupt.
+        ConfigError: the store refuses the name, the alias or the run.
+    """
+    _check_name(name, alias)
+    opened = open_checkpoint(checkpoint)
+    opened.verify()
+    store = client(uri)
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory(prefix="fmcortex-register-") as folder:
+        staged = Path(folder) / ARTIFACT
+        manifest = _without_momenta(opened, staged)
+        made = None
+        if run_id is None:
+            labels = {"kind": "register", "checkpoint": opened.folder, **environment()}
+            made = RunLog.start(uri, experiment, f"register {name}", labels)
+            run_id = made.run_id
+        version = None
+        try:
+            model_id = _log_model(uri, run_id, name, manifest, staged)
+            version = _add_version(uri, store, name, model_id, run_id, opened)
+            if alias:
+                store.set_registered_model_alias(name, alias, version)
+        except MlflowException as error:
+            raise ConfigError(f"register {name}: {_line(error)}") from error
+        finally:
+            if made is not None:
+                made.end(failed=version is None)
+    return RegisteredModel(name, version, alias, opened.folder, run_id)
+
+
+def _check_name(name: str, alias: str | None) -> None:
+    if not name or re.search(r"[/:@]", name):
+        raise ConfigError(f"model name {name!r}: must not be empty or contain / : @")
+    if alias is not None and (
+        not re.fullmatch(r"[A-Za-z0-9_-]+", alias) or re.fullmatch(r"v\d+|latest", alias.lower())
+    ):
+        raise ConfigError(
+            f"alias {alias!r}: use letters, digits, - and _, and neither `latest` nor v1, v2, ..."
+        )
+
+
+def _without_momenta(source: Checkpoint, folder: Path) -> CheckpointManifest:
+    """Write the weights of `source` and a manifest of them to `folder`."""
+    names = [part_file(SHARED), *(part_file(session) for session in source.sessions)]
+    missing = [name for name in names if name not in source.manifest.files]
+    if missing:
+        raise CheckpointError(f"{source.folder}: no {missing[0]} in it; it cannot be registered")
+    for name in names:
+        content = storage.read_bytes(storage.join(source.folder, name))
+        storage.write_bytes(storage.join(str(folder), name), content)
+    files = {name: source.manifest.files[name] for name in names}
+    manifest = source.manifest.model_copy(update={"files": files})
+    write_manifest(str(folder), manifest)
+    Checkpoint(str(folder)).verify()  # a checkpoint that was pruned while it was read
+    return manifest
+
+
+def _log_model(uri: str, run_id: str, name: str, manifest: CheckpointManifest, folder: Path) -> str:
+    """Upload the staged checkpoint as a logged model of a run; its id."""
+    with _as_default(uri):
+        import mlflow
+
+        import fmcortex.tracking.pyfunc_model as code
+
+        store = client(uri)
+        model = store.create_logged_model(
+            store.get_run(run_id).info.experiment_id, name=name, source_run_id=run_id
+        )
+        mlflow.pyfunc.log_model(
+            model_id=model.model_id,
+            python_model=code.__file__,
+            artifacts={ARTIFACT: str(folder)},
+            signature=_signature(manifest),
+            pip_requirements=[
+                f"{package}=={metadata.version(package)}" for package in REQUIREMENTS
+            ],
+        )
+        return str(model.model_id)
+
+
+def _signature(manifest: CheckpointManifest) -> Any:
+    """Named tensors in, one out; the session is a parameter."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    sizes = manifest.model
+    inputs: list[Any] = [
+        TensorSpec(np.dtype("uint8"), (-1, -1, -1, -1), "stimuli"),
+        TensorSpec(np.dtype("float32"), (-1, -1, sizes.perspectives), "perspectives"),
+        TensorSpec(np.dtype("float32"), (-1, -1, sizes.modulations), "modulations"),
+    ]
+    return ModelSignature(
+        inputs=Schema(inputs),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1, -1))]),
+        params=ParamSchema([ParamSpec("session", DataType.string, min(manifest.units))]),
+    )
+
+
+def _add_version(
+    uri: str, store: Any, name: str, model_id: str, run_id: str, source: Checkpoint
+) -> str:
+    """Make the logged model the next version of the registered model `name`."""
+    if not store.search_registered_models(filter_string=f"name = '{_quoted(name)}'"):
+        store.create_registered_model(name, description="fmcortex foundation model")
+    sessions = source.sessions
+    tags = {
+        "checkpoint": source.folder,
+        "step": str(source.step),
+        "sessions": ", ".join(sessions)[:4000],
+        "session_count": str(len(sessions)),
+        "shared_sha256": source.manifest.files[part_file(SHARED)].sha256,
+    }
+    found = environment()
+    tags |= {key: found[key] for key in ("git_commit", "fmcortex") if key in found}
+    with _as_default(uri):  # an SQLite store looks the logged model up in the default one
+        version = store.create_model_version(
+            name,
+            source=f"{MODEL_URI}{model_id}",
+            run_id=run_id,
+            tags=tags,
+            model_id=model_id,
+        )
+    return str(version.version)
+
+
+def resolve(reference: str, uri: str) -> str:
+    """The folder of a checkpoint, whatever names it.
+
+    A registered model is downloaded once, to the cache folder (`FMCORTEX_CACHE`, or
+    `fmcortex` in the user's cache folder).
+
+    Args:
+        reference: `models:/name@alias`, `models:/name/3`, or a path or URL, returned as it is.
+        uri: of the MLflow store.
+
+    Raises:
+        ConfigError: the reference is malformed, or the registry has no such model, version or
+            alias.
+        CheckpointError: what was downloaded is no whole checkpoint.
+    """
+    if not reference.startswith(MODEL_URI):
+        return reference
+    form = re.fullmatch(
+        r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))", reference
+    )
+    if form is None:
+        raise ConfigError(f"{reference}: expected models:/name@alias or models:/name/version")
+    store = client(uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if form["alias"]:
+            found = store.get_model_version_by_alias(form["name"], form["alias"])
+        else:
+            found = store.get_model_version(form["name"], form["version"])
+    except MlflowException as error:
+        raise ConfigError(f"{reference}: not in the registry at {uri}: {_line(error)}") from error
+    # The time of its making tells a version from one of the same number in a store made anew.
+    key = storage.sha256(f"{uri} {found.name} {found.creation_timestamp}".encode())[:12]
+    folder = _cache() / f"{found.name}-{found.version}-{key}"
+    if not folder.exists():
+        _download(f"{MODEL_URI}{found.name}/{found.version}", uri, folder)
+    checkpoint = Checkpoint(str(folder))
+    checkpoint.verify()  # the cache may have been damaged since
+    return checkpoint.folder
+
+
+def _download(model: str, uri: str, folder: Path) -> None:
+    """Download the checkpoint in a registered model to `folder`, whole or not at all."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with _as_default(uri):
+            mlflow.artifacts.download_artifacts(
+                f"{model}/artifacts/{ARTIFACT}",
+                dst_path=str(temporary),
+                tracking_uri=uri,
+                registry_uri=uri,
+            )
+        # An artifact keeps its path below the model when it is downloaded.
+        downloaded = next((p.parent for p in temporary.rglob(MANIFEST)), temporary)
+        Checkpoint(str(downloaded)).verify()
+        if not folder.exists():  # another process may have been faster
+            os.replace(downloaded, folder)
+    except (MlflowException, OSError) as error:
+        raise CheckpointError(f"{model}: cannot download its checkpoint: {_line(error)}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _cache() -> Path:
+    chosen = os.environ.get("FMCORTEX_CACHE")
+    if chosen:
+        return Path(chosen) / "models"
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "fmcortex" / "models"
+
+
+def _quoted(name: str) -> str:
+    return name.replace("'", "\\'")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,226 @@
+"""The model registry, with an SQLite store and without any network or pickle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fmcortex.errors import CheckpointError, ConfigError
+from fmcortex.model.sizes import preset
+from fmcortex.tracking.registry import RegisteredModel, register, resolve
+from fmcortex.tracking.run import RunLog, client
+from fmcortex.training.build import build_session, build_shared
+from fmcortex.training.checkpoint import (
+    SHARED,
+    Checkpoint,
+    CheckpointManifest,
+    open_checkpoint,
+    part_file,
+    write_manifest,
+    write_tensors,
+)
+
+UNITS = {"mouse01-1-1": 5, "mouse02-1-1": 3}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint of random weights, with momenta."""
+    folder = str(tmp_path_factory.mktemp("run") / "checkpoints" / "step-00000040")
+    model = preset("tiny")
+    parts: dict[str, Any] = {SHARED: build_shared(model, 0)}
+    parts |= {name: build_session(model, units, 0, name) for name, units in UNITS.items()}
+    files = {}
+    for name, part in parts.items():
+        files |= write_tensors(folder, part_file(name), part.state_dict())
+        files |= write_tensors(folder, part_file(name, momenta=True), part.state_dict())
+    config: dict[str, Any] = {"data": {"url": "somewhere"}}
+    manifest = CheckpointManifest(step=40, model=model, units=UNITS, files=files, config=config)
+    write_manifest(folder, manifest)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def registered(checkpoint: str, store: str) -> RegisteredModel:
+    return register(checkpoint, "cortex", "best", store)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FMCORTEX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "models"
+
+
+@pytest.fixture
+def as_default(store: str) -> Iterator[None]:
+    """MLflow as a user has it who points it at the store."""
+    import mlflow
+
+    mlflow.set_tracking_uri(store)
+    yield
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+
+
+def test_version_says_where_it_comes_from(
+    registered: RegisteredModel, checkpoint: str, store: str
+) -> None:
+    assert registered.version == "1"
+    assert registered.uri == "models:/cortex@best"
+    version = client(store).get_model_version_by_alias("cortex", "best")
+    opened = Checkpoint(checkpoint)
+    assert version.tags["step"] == "40"
+    assert version.tags["sessions"] == "mouse01-1-1, mouse02-1-1"
+    assert version.tags["shared_sha256"] == opened.manifest.files["shared.safetensors"].sha256
+    assert version.tags["checkpoint"] == opened.folder
+    assert client(store).get_run(registered.run_id).info.status == "FINISHED"
+
+
+def test_resolved_model_is_the_checkpoint_without_momenta(
+    registered: RegisteredModel, checkpoint: str, store: str
+) -> None:
+    folder = resolve("models:/cortex@best", store)
+    assert resolve("models:/cortex/1", store) == folder
+    found, original = open_checkpoint(folder), Checkpoint(checkpoint)
+    found.verify()
+    assert sorted(found.manifest.files) == [
+        "sessions/mouse01-1-1.safetensors",
+        "sessions/mouse02-1-1.safetensors",
+        "shared.safetensors",
+    ]
+    for part in (SHARED, *UNITS):
+        for name, tensor in original.tensors(part).items():
+            assert found.tensors(part)[name].equal(tensor)
+    kinds = {path.suffix for path in Path(folder).rglob("*") if path.is_file()}
+    assert kinds == {".json", ".safetensors"}
+
+
+def test_nothing_in_the_store_is_pickled(registered: RegisteredModel, store: str) -> None:
+    artifacts = Path(store.removeprefix("sqlite:///")).parent / "artifacts"
+    files = [path for path in artifacts.rglob("*") if path.is_file()]
+    assert any(path.name == "pyfunc_model.py" for path in files)
+    assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt", ".pth")]
+
+
+@pytest.mark.usefixtures("as_default", "registered")
+def test_mlflow_alone_predicts_as_the_network_does(checkpoint: str) -> None:
+    import mlflow
+
+    generator = np.random.default_rng(0)
+    inputs = {
+        "stimuli": generator.integers(0, 256, (2, 6, 36, 64), np.uint8),
+        "perspectives": generator.normal(size=(2, 6, 2)).astype(np.float32),
+        "modulations": generator.normal(size=(2, 6, 2)).astype(np.float32),
+    }
+    model = mlflow.pyfunc.load_model("models:/cortex@best")
+    for session in UNITS:
+        predicted = model.predict(inputs, params={"session": session})
+        expected = Checkpoint(checkpoint).network(session).eval().predict(*inputs.values())
+        assert predicted.shape == (2, 6, UNITS[session])
+        np.testing.assert_allclose(predicted, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(
+        model.predict(inputs), model.predict(inputs, params={"session": "mouse01-1-1"})
+    )
+    with pytest.raises(CheckpointError, match="mouse09"):
+        model.predict(inputs, params={"session": "mouse09"})
+
+
+def test_next_version_takes_the_alias_and_an_existing_run(
+    registered: RegisteredModel, checkpoint: str, store: str
+) -> None:
+    run = RunLog.start(store, "training", "pretrain")
+    run.end()
+    run_folder = str(Path(checkpoint).parent.parent)
+    second = register(run_folder, "cortex", None, store, run_id=run.run_id)
+    assert (second.version, second.run_id) == ("2", run.run_id)
+    assert second.uri == "models:/cortex/2"
+    assert client(store).get_model_version_by_alias("cortex", "best").version == 1
+    register(checkpoint, "cortex", "newest", store)
+    assert client(store).get_model_version_by_alias("cortex", "newest").version == 3
+    assert client(store).get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_mlflows_default_store_is_left_as_it_was(
+    registered: RegisteredModel, checkpoint: str, store: str
+) -> None:
+    import mlflow
+
+    assert not mlflow.is_tracking_uri_set()
+    resolve("models:/cortex@best", store)
+    assert not mlflow.is_tracking_uri_set()
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    mlflow.set_tracking_uri("sqlite:///elsewhere.db")
+    try:
+        register(checkpoint, "other", None, store)
+        assert mlflow.get_tracking_uri() == "sqlite:///elsewhere.db"
+        assert not Path("elsewhere.db").exists()
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reference", ["/runs/one", "s3://bucket/run", "runs/pretrain"])
+def test_paths_are_returned_as_they_are(reference: str, tmp_path: Path) -> None:
+    assert resolve(reference, f"sqlite:///{tmp_path}/never.db") == reference
+    assert not (tmp_path / "never.db").exists()
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("models:/cortex@nobody", "alias nobody not found"),
+        ("models:/cortex/99", "version=99"),
+        ("models:/nothing@best", "nothing not found"),
+        ("models:/cortex", "expected models:/name@alias"),
+        ("models:/../x@y", "expected models:/name@alias"),
+        ("models:/cortex/latest", "expected models:/name@alias"),
+    ],
+)
+def test_unknown_references_are_refused_in_one_line(
+    store: str, reference: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        resolve(reference, store)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_cache_is_noticed(registered: RegisteredModel, store: str) -> None:
+    folder = Path(resolve("models:/cortex@best", store))
+    weights = folder / "shared.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match="corrupt"):
+        resolve("models:/cortex@best", store)
+
+
+def test_corrupt_checkpoint_is_not_registered(checkpoint: str, store: str, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    (copy / "sessions" / "mouse02-1-1.safetensors").write_bytes(b"short")
+    with pytest.raises(CheckpointError, match=r"mouse02-1-1.safetensors: differs"):
+        register(str(copy), "broken", None, store)
+    with pytest.raises(ConfigError, match="broken"):
+        resolve("models:/broken/1", store)
+
+
+@pytest.mark.parametrize(
+    ("name", "alias"), [("a/b", None), ("", None), ("a:b", None), ("a", "v3"), ("a", "latest")]
+)
+def test_bad_names_are_refused_before_anything_is_written(
+    checkpoint: str, tmp_path: Path, name: str, alias: str | None
+) -> None:
+    with pytest.raises(ConfigError):
+        register(checkpoint, name, alias, f"sqlite:///{tmp_path}/never.db")
+    assert not (tmp_path / "never.db").exists()
