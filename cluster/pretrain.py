@@ -135,6 +135,8 @@ def _open_run(config: RunConfig, tags: dict[str, str] | None) -> RunLog:
 
 def _run_workers(config: RunConfig, run: RunLog) -> None:
     cluster = config.cluster
+    # What Ray Train remembers of an earlier call; the checkpoints themselves say where to go on.
+    storage.remove(storage.join(config.output, "checkpoints", "checkpoint_manager_snapshot.json"))
     with ray_session(cluster.workers * cluster.cpus_per_worker) as ray:
         from ray.train import FailureConfig, ScalingConfig
         from ray.train import RunConfig as RayRunConfig
@@ -164,8 +166,9 @@ def _run_workers(config: RunConfig, run: RunLog) -> None:
                 placement_strategy="SPREAD",
             ),
             run_config=RayRunConfig(
-                name="ray",
-                storage_path=_ray_storage(config),
+                # Ray Train wants the checkpoints that it is told of inside its own folder.
+                storage_path=config.output,
+                name="checkpoints",
                 failure_config=FailureConfig(max_failures=cluster.max_failures),
             ),
         )
@@ -175,11 +178,6 @@ def _run_workers(config: RunConfig, run: RunLog) -> None:
             except Exception as error:
                 raise _cause(error, config) from error
         _raise_left_behind(config)
-
-
-def _ray_storage(config: RunConfig) -> str:
-    """Where Ray Train keeps its own notes; checkpoints lie in the run's folder in any case."""
-    return storage.join(config.output, "ray")
 
 
 def _raise_left_behind(config: RunConfig) -> None:
@@ -214,13 +212,20 @@ class Board:
     """A Ray actor on which rank 0 writes how far it is."""
 
     def __init__(self) -> None:
-        self.done, self.note = 0, ""
+        self.done, self.note, self.starts = 0, "", 0
+
+    def start(self, done: int, note: str) -> None:
+        """The workers have started, or started again."""
+        self.starts += 1
+        self.tell(done, note)
 
     def tell(self, done: int, note: str) -> None:
+        """So many steps are done."""
         self.done, self.note = done, note
 
-    def read(self) -> tuple[int, str]:
-        return self.done, self.note
+    def read(self) -> tuple[int, str, int]:
+        """Steps done, a note, and how often the workers have started."""
+        return self.done, self.note, self.starts
 
 
 class Follower:
@@ -228,7 +233,7 @@ class Follower:
 
     def __init__(self, board: Any, steps: int) -> None:
         self.board, self.progress = board, Progress("pretrain", steps)
-        self.stop = threading.Event()
+        self.stop, self.starts = threading.Event(), 1
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> Follower:
@@ -242,11 +247,12 @@ class Follower:
         last = -1
         while not self.stop.wait(0.5):
             try:
-                done, note = ray.get(self.board.read.remote(), timeout=5)
+                done, note, starts = ray.get(self.board.read.remote(), timeout=5)
             except Exception:  # the board may be busy or going away; progress is not worth a crash
                 continue
-            if done < last:
+            if done < last or starts > self.starts:
                 self.progress.say(f"workers restarted; continuing from step {done}")
+            self.starts = max(self.starts, starts)
             if done != last and note:
                 self.progress.update(done, note)
                 last = done

@@ -78,7 +78,7 @@ def _train(config: RunConfig, arguments: dict[str, Any]) -> None:
     log = RunLog(arguments["uri"], arguments["run_id"]) if rank == 0 else None
     board = arguments.get("board") if rank == 0 else None
     if board is not None:
-        board.tell.remote(first, f"{ranks} ranks, {len(plan.lanes)} lanes")
+        board.start.remote(first, f"{ranks} ranks, {len(plan.lanes)} lanes")
 
     loader = ClipLoader(
         dataset,

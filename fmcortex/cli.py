@@ -1,0 +1,39 @@
+"""The command line's entry point: runs a command and turns the user's errors into one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from fmcortex.commands import data, publish, submit, training
+from fmcortex.commands.base import cli
+from fmcortex.errors import FmcortexError
+
+__all__ = ["cli", "data", "main", "publish", "submit", "training"]
+
+
+def main() -> None:
+    """Run the command line; errors of the user's become one line and exit status 1."""
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except FmcortexError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None or os.environ.get("FMCORTEX_TRACEBACK"):
+            raise
+        click.echo(f"error: {Path(str(error.filename))}: {error.strerror}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

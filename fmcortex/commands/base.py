@@ -1,0 +1,97 @@
+"""What all commands share. Heavy packages are imported inside the command that needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fmcortex import __version__
+
+if TYPE_CHECKING:
+    from fmcortex.config import RunConfig
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
+
+
+class Command(click.Command):
+    """A command whose help keeps the line breaks of its example."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.epilog:
+            formatter.write_paragraph()
+            formatter.write("Example:\n")
+            for line in self.epilog.strip().splitlines():
+                formatter.write(f"  {line.strip()}\n")
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="fmcortex")
+def cli() -> None:
+    """Pretrain foundation models of the mouse visual cortex, and use them.
+
+    The way: simulate (or bring recordings) -> prep -> pretrain -> transfer -> evaluate ->
+    register -> report. Every command has its own --help with an example.
+    """
+
+
+def command(
+    name: str, example: str, group: click.Group = cli, **settings: Any
+) -> Callable[[Any], Any]:
+    """A command called `name`, with an example at the end of its help."""
+    context = {**CONTEXT, **settings}
+    return group.command(name, cls=Command, epilog=example, context_settings=context)
+
+
+def run_options(function: Any) -> Any:
+    """The options of all commands that take a run's configuration."""
+    for option in (
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="A.B=C",
+            help="Override a key of the configuration; may be repeated.",
+        ),
+        click.option(
+            "--output", metavar="URL", help="Folder of the run  [default: from the configuration]"
+        ),
+        click.option(
+            "--config",
+            "path",
+            type=click.Path(dir_okay=False),
+            metavar="FILE",
+            help="YAML configuration  [default: the released recipe]",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def read_config(
+    path: str | None, output: str | None, overrides: tuple[str, ...], **values: Any
+) -> RunConfig:
+    """The configuration of a run from a command's options; None leaves a value as it is."""
+    from fmcortex.config import load_config
+
+    more = [
+        f"{key.replace('__', '.')}={value}" for key, value in values.items() if value is not None
+    ]
+    if output is not None:
+        more.append(f"output={output}")
+    return load_config(path, [*overrides, *more])
+
+
+def open_source(source: str, config: RunConfig | None = None) -> Any:
+    """The checkpoint in a folder or in the model registry."""
+    from fmcortex.training.checkpoint import open_checkpoint
+
+    if source.startswith("models:/"):
+        from fmcortex.config import TrackingConfig
+        from fmcortex.tracking.registry import resolve
+        from fmcortex.tracking.run import tracking_uri
+
+        tracking = config.tracking if config else TrackingConfig()
+        source = resolve(source, tracking_uri(tracking, config.output if config else "."))
+    return open_checkpoint(source)

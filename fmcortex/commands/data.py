@@ -1,0 +1,133 @@
+"""Commands that make and look into data: simulate, prep, data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fmcortex.commands.base import CONTEXT, cli, command
+from fmcortex.errors import DataError
+
+
+@command("simulate", "fmcortex simulate recordings --mice 4 --neurons 100 --minutes 8")
+@click.argument("folder")
+@click.option("--mice", default=3, help="Mice, one recording session each.")
+@click.option("--neurons", default=100, help="Neurons of each mouse.")
+@click.option("--minutes", default=6.0, help="Minutes of training movies of each mouse.")
+@click.option(
+    "--layout",
+    type=click.Choice(["sensorium2023", "digital_twin"]),
+    default="sensorium2023",
+    help="File layout of the recordings.",
+)
+@click.option("--seed", default=0, help="Seed of everything random.")
+@click.option("--workers", default=1, help="Processes that simulate.")
+@click.option(
+    "--only",
+    multiple=True,
+    type=int,
+    metavar="N",
+    help="Only the N-th mouse, counted from 0; may be repeated.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any other setting of the simulator; may be repeated.",
+)
+def simulate_command(
+    folder: str, overrides: tuple[str, ...], workers: int, only: tuple[int, ...], **values: Any
+) -> None:
+    """Simulate recordings of mice that watch videos, with known receptive fields.
+
+    FOLDER receives one folder a session. Its truth/ folder holds what was simulated; no reader
+    opens it.
+    """
+    from data_prep.simulator.settings import SimulationSettings
+    from data_prep.simulator.simulate import simulate
+    from fmcortex.config import validated, with_overrides
+
+    settings = validated(SimulationSettings, with_overrides(values, list(overrides)), "simulate")
+    simulate(settings, folder, click.echo, sessions=list(only) or None, workers=workers)
+
+
+@command("prep", "fmcortex prep recordings --to prepared --workers 2")
+@click.argument("source")
+@click.option("--to", required=True, metavar="URL", help="Where the dataset goes (any fsspec URL).")
+@click.option("--workers", default=0, help="Sessions prepared at a time by Ray; 0: no Ray.")
+@click.option("--overwrite", is_flag=True, help="Redo sessions made with other settings.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting of the preparation, such as height=36; may be repeated.",
+)
+def prep_command(
+    source: str, to: str, workers: int, overwrite: bool, overrides: tuple[str, ...]
+) -> None:
+    """Turn recordings into a prepared dataset of shards.
+
+    SOURCE is a folder of session folders in the Sensorium 2023 or the digital-twin layout. The
+    command may be interrupted and run again; what is whole already is left alone.
+    """
+    from data_prep.job import prepare
+    from data_prep.settings import PrepSettings
+    from fmcortex.config import validated, with_overrides
+
+    settings = validated(PrepSettings, with_overrides({}, list(overrides)), "prep")
+    manifest = prepare(source, to, settings, workers, click.echo, overwrite)
+    neurons = sum(entry.neurons for entry in manifest.sessions)
+    click.echo(f"{to}: {len(manifest.sessions)} sessions, {neurons} neurons")
+
+
+@cli.group("data", context_settings=CONTEXT)
+def data_group() -> None:
+    """Look into a prepared dataset."""
+
+
+@command("info", "fmcortex data info prepared", data_group)
+@click.argument("url")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def info_command(url: str, as_json: bool) -> None:
+    """Print the sessions of the prepared dataset at URL."""
+    import json
+
+    from fmcortex.data.describe import describe
+
+    found = describe(url)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    from fmcortex.tables import print_table
+
+    rows = []
+    for s in found["session_details"]:
+        domains = sorted({domain for tier in s["videos"].values() for domain in tier})
+        rows.append(
+            [
+                s["session"],
+                str(s["neurons"]),
+                f"{s['train_minutes']:.1f}",
+                str(s["train_trials"]),
+                ", ".join(domains),
+                f"{s['bytes'] / 1e6:.1f}",
+            ]
+        )
+    print_table(url, ["session", "neurons", "minutes", "trials", "test domains", "MB"], rows)
+
+
+@command("verify", "fmcortex data verify prepared", data_group)
+@click.argument("url")
+def verify_command(url: str) -> None:
+    """Read every byte of the prepared dataset at URL and check it."""
+    from fmcortex.data.describe import verify
+
+    problems = verify(url)
+    for problem in problems:
+        click.echo(problem, err=True)
+    if problems:
+        raise DataError(f"{url}: {len(problems)} problem(s); run `fmcortex prep` again")
+    click.echo(f"{url}: whole")

@@ -1,0 +1,108 @@
+"""Commands that hand results on: register, report, sweep."""
+
+from __future__ import annotations
+
+import click
+
+from fmcortex.commands.base import command
+from fmcortex.errors import ConfigError
+
+
+@command("register", "fmcortex register runs/first --name mouse-cortex --alias champion")
+@click.argument("checkpoint")
+@click.option("--name", required=True, help="Of the registered model.")
+@click.option("--alias", help="An alias to set on the new version.")
+@click.option("--tracking-uri", metavar="URI", help="MLflow store  [default: that of the run]")
+def register_command(
+    checkpoint: str, name: str, alias: str | None, tracking_uri: str | None
+) -> None:
+    """Register a checkpoint as a new version of a model in MLflow's registry.
+
+    CHECKPOINT is a run folder or a checkpoint. Without --tracking-uri the run's own MLflow store
+    is used and the model is logged in its run.
+    """
+    from fmcortex import storage
+    from fmcortex.tracking.registry import register
+
+    run_id = None
+    if tracking_uri is None:
+        known = storage.join(checkpoint, "run.json")
+        if not storage.exists(known):
+            raise ConfigError(
+                f"{checkpoint}: no run.json here that names an MLflow store; give --tracking-uri"
+            )
+        run = storage.read_json(known)
+        tracking_uri, run_id = run["uri"], run.get("run_id")
+    made = register(checkpoint, name, alias, tracking_uri, run_id)
+    click.echo(f"registered {made.name} version {made.version}: {made.uri}")
+    click.echo(f"in {tracking_uri}")
+
+
+@command("report", "fmcortex report runs --to report.html")
+@click.argument("folder")
+@click.option("--to", default="report.html", help="The HTML page.")
+@click.option("--title", help="Of the page.")
+@click.option("--checkpoint", metavar="URL", help="A model whose neurons are drawn.")
+@click.option("--data", "dataset", metavar="URL", help="Its prepared dataset.")
+def report_command(
+    folder: str, to: str, title: str | None, checkpoint: str | None, dataset: str | None
+) -> None:
+    """Write one HTML page on the runs, evaluations and sweep in FOLDER.
+
+    FOLDER and the folders in it are searched for runs (run.json), evaluations
+    (evaluations/<model>.json, from `fmcortex evaluate --to`) and a sweep (scaling.json).
+    """
+    from dataclasses import replace
+
+    from fmcortex.report.inputs import inputs_of
+    from fmcortex.report.page import write_report
+
+    inputs = inputs_of(folder, title)
+    if checkpoint:
+        inputs = replace(inputs, checkpoint=checkpoint)
+    if dataset:
+        inputs = replace(inputs, dataset=dataset)
+    click.echo(f"wrote {write_report(inputs, to)}")
+
+
+@command("sweep", "fmcortex sweep configs/sweep.yaml --workers 2")
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.option(
+    "--workers",
+    type=int,
+    help="Ray workers of a point; 0: train in this process  [default: from the configuration]",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="A.B=C",
+    help="Override a key of FILE; may be repeated.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the points and stop.")
+def sweep_command(
+    file: str, workers: int | None, overrides: tuple[str, ...], dry_run: bool
+) -> None:
+    """Train a grid of numbers of mice and minutes, and fit a power law to the scores.
+
+    Finished points are not run again.
+    """
+    from cluster.sweep import run_sweep
+    from fmcortex.scaling.sweep import load_sweep
+
+    config = load_sweep(file, overrides)
+    if dry_run:
+        from fmcortex.data.dataset import open_dataset
+        from fmcortex.scaling.sweep import points
+        from fmcortex.tables import print_table
+
+        made = points(config, open_dataset(config.run.data.url))
+        print_table(
+            file,
+            ["point", "neuron hours", "key"],
+            [[p.name, f"{p.neuron_hours:.3f}", p.key[:12]] for p in made],
+        )
+        return
+    result = run_sweep(config, workers)
+    click.echo(f"{result.ran} points run, {result.skipped} found finished")
+    click.echo(f"figure and table in {result.output}")

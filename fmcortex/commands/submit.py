@@ -1,0 +1,94 @@
+"""Commands that submit work to SLURM or Kubernetes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fmcortex.commands.base import CONTEXT, cli, command, read_config, run_options
+
+
+@cli.group("submit", context_settings=CONTEXT)
+def submit_group() -> None:
+    """Submit a command to SLURM or Kubernetes, on several nodes."""
+
+
+def job_options(function: Any) -> Any:
+    """The options that both launchers take."""
+    for option in (
+        click.option("--dry-run", is_flag=True, help="Print what would be submitted and stop."),
+        click.option(
+            "--job",
+            "settings",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Any other setting of the job, such as memory=200G; may be repeated.",
+        ),
+        click.option("--gpus-per-node", type=int, help="GPUs of a node."),
+        click.option("--nodes", type=int, default=2, help="Nodes."),
+    ):
+        function = option(function)
+    return function
+
+
+@command(
+    "slurm",
+    "fmcortex submit slurm --nodes 4 --gpus-per-node 8 --job partition=gpu \\\n"
+    "  pretrain --config configs/paper.yaml --set data.url=s3://bucket/mice",
+    submit_group,
+    allow_interspersed_args=False,  # options behind the first argument are the command's
+)
+@job_options
+@click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED)
+def slurm_command(
+    nodes: int,
+    gpus_per_node: int | None,
+    settings: tuple[str, ...],
+    dry_run: bool,
+    arguments: tuple[str, ...],
+) -> None:
+    """Submit a command of fmcortex, with its own arguments, as a SLURM job.
+
+    ARGUMENTS are those of the command: `pretrain --config FILE ...` or `sweep FILE ...`.
+    """
+    from cluster.slurm import SlurmJob, render, submit
+    from fmcortex.config import validated, with_overrides
+
+    values: dict[str, Any] = {"nodes": nodes, "gpus_per_node": gpus_per_node}
+    job = validated(SlurmJob, with_overrides(values, list(settings)), "--job")
+    if dry_run:
+        click.echo(render(job, list(arguments)))
+        return
+    click.echo(f"submitted SLURM job {submit(job, list(arguments))}")
+
+
+@command(
+    "k8s",
+    "fmcortex submit k8s --nodes 4 --gpus-per-node 8 --job image=registry/fmcortex:0.1 \\\n"
+    "  --config configs/paper.yaml --set data.url=s3://bucket/mice --output s3://bucket/run",
+    submit_group,
+)
+@job_options
+@run_options
+def k8s_command(
+    nodes: int,
+    gpus_per_node: int | None,
+    settings: tuple[str, ...],
+    dry_run: bool,
+    path: str | None,
+    output: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Submit a pretraining to Kubernetes as a RayJob of KubeRay."""
+    from cluster.kubernetes import submit
+    from cluster.rayjob import KubernetesJob, render, to_yaml
+    from fmcortex.config import validated, with_overrides
+
+    config = read_config(path, output, overrides).model_dump(mode="json")
+    values: dict[str, Any] = {"nodes": nodes, "gpus_per_node": gpus_per_node}
+    job = validated(KubernetesJob, with_overrides(values, list(settings)), "--job")
+    if dry_run:
+        click.echo(to_yaml(render(job, config)))
+        return
+    click.echo(f"submitted RayJob {submit(job, config)} in namespace {job.namespace}")

@@ -1,0 +1,205 @@
+"""Commands that train and score: pretrain, transfer, individual, evaluate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fmcortex.commands.base import command, open_source, read_config, run_options
+from fmcortex.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fmcortex.config import RunConfig
+    from fmcortex.evaluation.evaluate import SessionScore
+
+
+@command("pretrain", "fmcortex pretrain --config configs/demo.yaml --workers 2 --output runs/first")
+@run_options
+@click.option(
+    "--workers",
+    type=int,
+    help="Ray Train workers, one rank each  [default: from the configuration]",
+)
+@click.option(
+    "--zero-stage",
+    type=click.Choice(["0", "1", "2"]),
+    help="DeepSpeed ZeRO stage  [default: from the configuration]",
+)
+def pretrain_command(
+    path: str | None,
+    output: str | None,
+    overrides: tuple[str, ...],
+    workers: int | None,
+    zero_stage: str | None,
+) -> None:
+    """Pretrain the shared core and each mouse's own part.
+
+    Runs Ray Train workers with DeepSpeed, on this machine or, with RAY_ADDRESS set, on that
+    cluster. An output folder that holds checkpoints of the same run is continued.
+    """
+    from cluster.pretrain import pretrain
+
+    config = read_config(
+        path, output, overrides, cluster__workers=workers, cluster__zero_stage=zero_stage
+    )
+    result = pretrain(config)
+    click.echo(f"checkpoint {result.checkpoint}")
+    click.echo(f"MLflow run {result.run_id} in {result.tracking_uri}")
+    click.echo(f"{result.steps} steps, {result.seconds:.0f} s")
+
+
+def _train_single(kind: Any, config: RunConfig, start: Any) -> None:
+    from fmcortex.progress import Progress
+    from fmcortex.training.single import train_single
+
+    def show(report: Any) -> None:
+        losses = list(report.losses.values())
+        bar.update(report.step + 1, f"loss {sum(losses) / len(losses):.4f}")
+
+    with Progress(kind, config.training.steps) as bar:
+        result = train_single(config, kind, start, on_step=show)
+    click.echo(f"checkpoint {result.checkpoint}")
+    click.echo(f"MLflow run {result.run_id}")
+    click.echo(f"{config.training.steps} steps, {result.seconds:.0f} s")
+
+
+def _one_session(session: str | None) -> str | None:
+    return None if session is None else f"[{session}]"
+
+
+@command(
+    "transfer",
+    "fmcortex transfer --from runs/first --set data.url=prepared \\\n"
+    "  --session mouse05-1-1 --minutes 4 --output runs/transfer",
+)
+@run_options
+@click.option(
+    "--from",
+    "source",
+    required=True,
+    metavar="URL",
+    help="Run folder, checkpoint, or models:/name@alias.",
+)
+@click.option("--session", help="The new mouse  [default: all of the dataset]")
+@click.option("--minutes", type=float, help="Minutes of its training data  [default: all]")
+def transfer_command(
+    path: str | None,
+    output: str | None,
+    overrides: tuple[str, ...],
+    source: str,
+    session: str | None,
+    minutes: float | None,
+) -> None:
+    """Fit a new mouse with the shared core of a foundation model, frozen."""
+    config = read_config(
+        path, output, overrides, data__sessions=_one_session(session), data__minutes=minutes
+    )
+    _train_single("transfer", config, open_source(source, config))
+
+
+@command(
+    "individual",
+    "fmcortex individual --config configs/demo.yaml --session mouse05-1-1 \\\n"
+    "  --minutes 4 --output runs/individual",
+)
+@run_options
+@click.option("--session", help="The mouse  [default: all of the dataset]")
+@click.option("--minutes", type=float, help="Minutes of its training data  [default: all]")
+def individual_command(
+    path: str | None,
+    output: str | None,
+    overrides: tuple[str, ...],
+    session: str | None,
+    minutes: float | None,
+) -> None:
+    """Train a whole model from scratch on one mouse, in this process."""
+    config = read_config(
+        path, output, overrides, data__sessions=_one_session(session), data__minutes=minutes
+    )
+    _train_single("individual", config, None)
+
+
+@command("evaluate", "fmcortex evaluate runs/first --data prepared --to scores.json")
+@click.argument("checkpoint")
+@click.option("--data", "url", required=True, metavar="URL", help="Prepared dataset.")
+@click.option(
+    "--session",
+    "sessions",
+    multiple=True,
+    help="A session; may be repeated  [default: all in both]",
+)
+@click.option(
+    "--tier", type=click.Choice(["test", "validation"]), default="test", help="Tier of the videos."
+)
+@click.option(
+    "--domain", "domains", multiple=True, help="A stimulus domain; may be repeated  [default: all]"
+)
+@click.option("--burnin", default=10, help="First frames of each video that do not count.")
+@click.option("--to", type=click.Path(dir_okay=False), help="JSON file for all scores.")
+def evaluate_command(
+    checkpoint: str,
+    url: str,
+    sessions: tuple[str, ...],
+    tier: str,
+    domains: tuple[str, ...],
+    burnin: int,
+    to: str | None,
+) -> None:
+    """Score a model's predictions of repeated videos: CC_abs, CC_max, CC_norm.
+
+    CHECKPOINT is a run folder, a checkpoint or models:/name@alias. The baseline is the same
+    model shown other videos instead.
+    """
+    import json
+
+    from fmcortex import storage
+    from fmcortex.data.dataset import open_dataset
+    from fmcortex.evaluation.evaluate import evaluate_session
+    from fmcortex.progress import Progress
+
+    opened, dataset = open_source(checkpoint), open_dataset(url)
+    chosen = list(sessions) or sorted(set(opened.sessions) & set(dataset.sessions))
+    if not chosen:
+        raise ConfigError(
+            f"{checkpoint} and {url} have no session in common; "
+            "use `fmcortex transfer` to fit a new mouse"
+        )
+    scores: list[SessionScore] = []
+    with Progress("evaluate", len(chosen), "session", every=5.0) as bar:
+        for i, name in enumerate(chosen):
+            network = opened.network(name)
+            scores.append(
+                evaluate_session(
+                    network, dataset.session(name), tier, list(domains) or None, burnin
+                )
+            )
+            bar.update(i + 1, name)
+    if to:
+        document = [score.model_dump() for score in scores]
+        storage.write_bytes(to, (json.dumps(document) + "\n").encode())
+    _print_scores(checkpoint, scores)
+
+
+def _print_scores(title: str, scores: list[SessionScore]) -> None:
+    from fmcortex.tables import number, print_table
+
+    rows = [
+        [
+            s.session,
+            d.domain,
+            str(d.neurons),
+            str(d.without_cc_max),
+            number(d.cc_abs),
+            number(d.cc_max),
+            number(d.cc_norm),
+            number(d.baseline_cc_norm),
+        ]
+        for s in scores
+        for d in s.domains
+    ]
+    print_table(
+        f"{title}: medians over neurons",
+        ["session", "domain", "neurons", "no CC_max", "CC_abs", "CC_max", "CC_norm", "baseline"],
+        rows,
+    )
