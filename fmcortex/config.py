@@ -133,8 +133,15 @@ class RunConfig(Section):
         return self
 
 
-def with_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def with_overrides(
+    values: dict[str, Any], overrides: list[str], loader: type = yaml.SafeLoader
+) -> dict[str, Any]:
     """`values` with `a.b=c` overrides applied; the right side is read as YAML.
+
+    Args:
+        values: nested settings.
+        overrides: of the form `a.b=c`.
+        loader: of the YAML; `yaml.BaseLoader` leaves 2:00:00 and 0 as text.
 
     Raises:
         ConfigError: an override is not of the form `a.b=c`.
@@ -145,7 +152,7 @@ def with_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, An
         if not equals or not all(keys):
             raise ConfigError(f"--set {override}: expected the form a.b=c")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, Loader=loader)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {override}: the value is not valid YAML") from error
         node = values = dict(values)
