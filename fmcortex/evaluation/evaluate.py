@@ -15,8 +15,10 @@ from fmcortex.errors import DataError
 from fmcortex.evaluation.metrics import cc_abs, cc_max, join, single_trial_correlation
 from fmcortex.model.network import Network
 
-#: What a network's score is compared with.
+#: The domain that a model is trained on, which its headline score is of.
 NATURAL = "natural_movie"
+#: Retina pixels over all frames and repeats that are predicted at once: bounds the memory.
+PIXELS_TOGETHER = 1 << 22
 
 
 class DomainScore(BaseModel):
@@ -86,16 +88,20 @@ def predict_video(
     frames = video.stimulus.shape[0]
     shown = video.stimulus if stimulus is None else np.resize(stimulus, video.stimulus.shape)
     frame = torch.from_numpy(np.ascontiguousarray(shown)).to(like.device)
-    predicted = np.empty((len(video.perspectives), frames, network.session.units), np.float32)
-    # One repeat at a time bounds the memory; long videos on a GPU fill it by themselves.
-    for repeat in range(len(predicted)):
+    repeats = len(video.perspectives)
+    predicted = np.empty((repeats, frames, network.session.units), np.float32)
+    config = network.config
+    pixels = frames * config.retina_height * config.retina_width
+    together = max(1, PIXELS_TOGETHER // pixels)
+    for first in range(0, repeats, together):
+        some = slice(first, min(first + together, repeats))
         eye, behaviour = (
-            torch.as_tensor(x[repeat], dtype=like.dtype, device=like.device)[None]
+            torch.as_tensor(x[some], dtype=like.dtype, device=like.device)
             for x in (video.perspectives, video.modulations)
         )
         with torch.no_grad():
-            out: Tensor = network(frame[None], eye, behaviour)
-        predicted[repeat] = out[0].float().cpu().numpy()
+            out: Tensor = network(frame.expand(len(eye), -1, -1, -1), eye, behaviour)
+        predicted[some] = out.float().cpu().numpy()
     return predicted
 
 

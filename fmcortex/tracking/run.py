@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -64,15 +66,28 @@ def client(uri: str) -> Any:
     quiet_mlflow()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:
-        made = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        made.search_experiments(max_results=1)
-    except MlflowException as error:
+        with _first(uri):
+            made = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            made.search_experiments(max_results=1)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         raise ConfigError(f"tracking.uri: cannot use {uri}: {_line(error)}") from error
     return made
+
+
+@contextmanager
+def _first(uri: str) -> Iterator[None]:
+    """Keep other processes from opening an SQLite store until its tables are made."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    path = Path(uri.removeprefix("sqlite:///"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{path}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _line(error: Exception) -> str:
