@@ -12,12 +12,11 @@ from cluster.placement import place_lanes
 from cluster.ray_session import ray_session
 from fmcortex import errors, storage
 from fmcortex.config import RunConfig
-from fmcortex.data.dataset import open_dataset
 from fmcortex.errors import CheckpointError, ConfigError, FmcortexError
 from fmcortex.progress import Progress
 from fmcortex.tracking.run import RunLog, start_run, tracking_uri
 from fmcortex.training.checkpoint import Checkpoint, newest
-from fmcortex.training.fit import plan_of
+from fmcortex.training.fit import dataset_of, plan_of
 
 RUN_FILE = "run.json"
 
@@ -82,10 +81,11 @@ def pretrain(config: RunConfig, tags: dict[str, str] | None = None) -> PretrainR
 
 def absolute(config: RunConfig) -> RunConfig:
     """`config` with local folders made absolute, so that workers elsewhere mean the same."""
+    url = config.data.url
     return config.model_copy(
         update={
             "output": storage.absolute(config.output),
-            "data": config.data.model_copy(update={"url": storage.absolute(config.data.url)}),
+            "data": config.data.model_copy(update={"url": url and storage.absolute(url)}),
         }
     )
 
@@ -96,9 +96,7 @@ def check(config: RunConfig) -> None:
     Raises:
         ConfigError: or another error that names the field at fault.
     """
-    if not config.data.url:
-        raise ConfigError("data.url: missing; name a prepared dataset (--set data.url=...)")
-    dataset = open_dataset(config.data.url)
+    dataset = dataset_of(config)
     plan = plan_of(config, dataset)
     costs = worker.micro_batch_costs(plan, dataset)
     place_lanes(plan.lanes, costs, config.cluster.workers)

@@ -14,7 +14,7 @@ from cluster.engine import DeepSpeedEngine
 from cluster.placement import Placement, place_lanes
 from fmcortex import storage
 from fmcortex.config import RunConfig
-from fmcortex.data.dataset import PreparedDataset, open_dataset
+from fmcortex.data.dataset import PreparedDataset
 from fmcortex.data.loader import ClipLoader
 from fmcortex.data.plan import SamplingPlan
 from fmcortex.device import Compute, choose
@@ -25,7 +25,7 @@ from fmcortex.tracking.run import RunLog
 from fmcortex.training.build import build_session, build_shared
 from fmcortex.training.checkpoint import SHARED, Checkpoint, newest
 from fmcortex.training.engine import load_momenta
-from fmcortex.training.fit import plan_of
+from fmcortex.training.fit import dataset_of, plan_of
 from fmcortex.training.step import StepReport, Trainer
 
 #: Where a worker leaves an error that a restart would only repeat.
@@ -71,7 +71,7 @@ def _train(config: RunConfig, arguments: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
     compute = choose(config.training.device, config.training.precision, context.get_local_rank())
-    dataset = open_dataset(config.data.url, config.data.cache_mb << 20)
+    dataset = dataset_of(config)
     plan = plan_of(config, dataset)
     placement = place_lanes(plan.lanes, micro_batch_costs(plan, dataset), ranks)
     trainer, first = build_trainer(config, dataset, plan, placement, compute, rank)
@@ -95,16 +95,17 @@ def _train(config: RunConfig, arguments: dict[str, Any]) -> None:
         done = step + 1
         epoch_ends = done % config.training.steps_per_epoch == 0
         last = done == config.training.steps
-        if last or epoch_ends or done % REPORT_EVERY == 0:
+        saves = last or done % config.checkpoint.every == 0
+        if saves or epoch_ends or done % REPORT_EVERY == 0:
             reporter.send(done)
         every = config.tracking.validate_every * config.training.steps_per_epoch
         if every and (last or done % every == 0):
             reporter.validation(done, validate(trainer, dataset, config))
-        if last or done % config.checkpoint.every == 0:
+        if saves:
+            if log:
+                log.flush()  # what a checkpoint has behind it is never trained, so logged, again
             folder = save_checkpoint(config, trainer, done, rank)
             _report(done, folder)
-    if log:
-        log.flush()
 
 
 def _report(step: int, folder: str) -> None:

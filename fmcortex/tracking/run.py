@@ -30,6 +30,8 @@ def tracking_uri(config: TrackingConfig, output: str) -> str:
     Raises:
         ConfigError: the output folder is remote, where an SQLite file cannot be.
     """
+    if config.uri.startswith("sqlite:///"):
+        return f"sqlite:///{Path(config.uri.removeprefix('sqlite:///')).absolute()}"
     if config.uri:
         return config.uri
     if os.environ.get("MLFLOW_TRACKING_URI"):

@@ -47,6 +47,18 @@ class FitResult:
         return Network(self.shared, self.sessions[session])
 
 
+def dataset_of(config: RunConfig) -> PreparedDataset:
+    """The prepared dataset that a run trains on.
+
+    Raises:
+        ConfigError: the configuration names none.
+        DataError: there is none where it says.
+    """
+    if not config.data.url:
+        raise ConfigError("data.url: missing; name a prepared dataset (--set data.url=...)")
+    return open_dataset(config.data.url, config.data.cache_mb << 20)
+
+
 def sessions_of(config: RunConfig, dataset: PreparedDataset) -> list[str]:
     """The sessions that a run trains, sorted.
 
@@ -123,7 +135,7 @@ def fit(
         ConfigError: the configuration does not fit the dataset.
         DataError: a shard is corrupt, or a loss is not finite.
     """
-    dataset = open_dataset(config.data.url)
+    dataset = dataset_of(config)
     plan = plan_of(config, dataset)
     compute = choose(config.training.device, config.training.precision)
     seed = config.training.seed

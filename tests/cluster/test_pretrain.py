@@ -1,0 +1,143 @@
+"""Pretraining through real Ray Train workers: the same result as plainly, and through a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from reference_trainer import largest_difference, reference_run
+
+from cluster.pretrain import pretrain
+from fmcortex import storage
+from fmcortex.config import RunConfig
+from fmcortex.errors import ConfigError, DataError, StorageError
+from fmcortex.tracking.run import RunLog
+from fmcortex.training.checkpoint import SHARED, Checkpoint, list_checkpoints, open_checkpoint
+
+
+def changed(config: RunConfig, section: str, **values: object) -> RunConfig:
+    part = getattr(config, section).model_copy(update=values)
+    return config.model_copy(update={section: part})
+
+
+def state_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """All that a checkpoint holds, named as `reference_run` does; buffers left out."""
+    found = {}
+    for part in [SHARED, *checkpoint.sessions]:
+        moments = checkpoint.tensors(part, momenta=True)
+        weights = checkpoint.tensors(part)
+        found |= {f"{part}/{k}": weights[k] for k in moments}
+        found |= {f"{part}/{k}/m": v for k, v in moments.items()}
+    return found
+
+
+def workers_of_this_test() -> list[psutil.Process]:
+    """The Ray Train workers that descend from this process."""
+    found = []
+    for process in psutil.process_iter(["name", "cmdline"]):
+        try:
+            if "RayTrainWorker" in " ".join(process.info["cmdline"] or []) and os.getpid() in [
+                parent.pid for parent in process.parents()
+            ]:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def kill_a_worker_after(run: str, step: str) -> threading.Thread:
+    """Kill one worker with SIGKILL once the checkpoint `step` is whole."""
+
+    def wait_and_kill() -> None:
+        manifest = Path(run) / "checkpoints" / step / "manifest.json"
+        while not manifest.exists():
+            time.sleep(0.05)
+        workers_of_this_test()[0].send_signal(signal.SIGKILL)
+
+    thread = threading.Thread(target=wait_and_kill, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_two_workers_one_killed_give_the_plain_result(
+    tiny_run: RunConfig, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = changed(tiny_run, "cluster", workers=2, max_failures=1)
+    config = changed(config, "checkpoint", every=4)
+    config = changed(config, "tracking", validate_every=2)
+    killer = kill_a_worker_after(config.output, "step-00000008")
+    result = pretrain(config)
+    killer.join(timeout=1)
+    assert not killer.is_alive()
+    assert "workers restarted" in capfd.readouterr().err
+    checkpoint = open_checkpoint(result.checkpoint)
+    assert checkpoint.step == 20
+    assert largest_difference(state_of(checkpoint), reference_run(config, 20)) < 1e-5
+    assert len(list_checkpoints(config.output)) == config.checkpoint.keep
+
+    log = RunLog(result.tracking_uri, result.run_id)
+    losses = log.history("train/loss")
+    assert sorted({step for step, _ in losses}) == list(range(1, 21))
+    assert log.history("validation/cc_abs")
+    assert log.history("loss/mouse02-1-1")
+    run = log.client.get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.lr"] == "0.1"
+    assert {"config.yaml", "environment.json", "figures"} <= {
+        f.path for f in log.client.list_artifacts(result.run_id)
+    }
+
+    # The finished run is not trained again, and its folder takes no other run.
+    assert pretrain(config).checkpoint == result.checkpoint
+    with pytest.raises(ConfigError, match="other settings in training"):
+        pretrain(changed(config, "training", lr=0.5))
+
+
+def test_one_worker(tiny_run: RunConfig) -> None:
+    result = pretrain(changed(tiny_run, "cluster", workers=1, zero_stage=2))
+    state = state_of(open_checkpoint(result.checkpoint))
+    assert largest_difference(state, reference_run(tiny_run, 20)) < 1e-5
+
+
+def test_a_corrupt_shard_ends_the_run_with_its_name(
+    tiny_run: RunConfig, prepared: str, tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(prepared, copy)
+    tar = next((copy / "sessions" / "mouse02-1-1").glob("*.tar"))
+    content = bytearray(tar.read_bytes())
+    for at in range(2000, len(content), 1000):
+        content[at] ^= 0xFF
+    tar.write_bytes(bytes(content))
+    config = changed(tiny_run, "data", url=str(copy))
+    with pytest.raises(DataError, match=r"mouse02-1-1/train-00000\.tar"):
+        pretrain(config)
+
+
+def test_what_can_be_known_before_is_said_before(tiny_run: RunConfig) -> None:
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=r"cluster\.workers: 4 workers"):
+        pretrain(changed(tiny_run, "cluster", workers=4))
+    with pytest.raises(ConfigError, match=r"data\.sessions: mouse99 not in"):
+        pretrain(changed(tiny_run, "data", sessions=["mouse99"]))
+    with pytest.raises(ConfigError, match=r"data\.frames: session"):
+        pretrain(changed(tiny_run, "data", frames=2000))
+    with pytest.raises(ConfigError, match=r"data\.minutes: 100 minutes"):
+        pretrain(changed(tiny_run, "data", minutes=100.0))
+    with pytest.raises(DataError, match="not a prepared dataset"):
+        pretrain(changed(tiny_run, "data", url="/nowhere"))
+    with pytest.raises(StorageError, match="/proc/nowhere"):
+        pretrain(tiny_run.model_copy(update={"output": "/proc/nowhere"}))
+    assert not storage.exists(tiny_run.output)
+    assert time.monotonic() - began < 10  # no workers were started

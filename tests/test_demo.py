@@ -1,0 +1,85 @@
+"""The demo, whole: what `make demo` runs after it has set up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_demo(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    # The demo itself asserts that its models have learnt.
+    out = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "demo.py"), "--output", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert out.returncode == 0, out.stdout[-3000:] + out.stderr[-3000:]
+    shown = [line for line in out.stdout.splitlines() if line.startswith("$ fmcortex ")]
+    words = {line.split()[2] for line in shown}
+    assert words == {
+        "simulate",
+        "prep",
+        "data",
+        "pretrain",
+        "transfer",
+        "individual",
+        "evaluate",
+        "register",
+        "report",
+    }
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary["models"]) == {"foundation", "transferred", "individual"}
+    foundation = summary["models"]["foundation"]
+    assert foundation["workers"] == 2
+    assert foundation["zero_stage"] == 1
+    assert len(foundation["mice"]) == 4
+    assert all(len(m["run_id"]) == 32 for m in summary["models"].values())
+    assert (folder / "report.html").stat().st_size > 100_000
+    used = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    assert used < 1e9
+    again = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "demo.py"), "--output", str(folder)],
+        capture_output=True,
+        text=True,
+    )
+    assert again.returncode == 1
+    assert "holds an earlier demo" in again.stderr
+
+    # A small sweep on the same mice, through Ray: drawn with its fit, and not run twice.
+    line = [
+        str(Path(sys.executable).parent / "fmcortex"),
+        "sweep",
+        str(ROOT / "configs/sweep.yaml"),
+        "--workers",
+        "1",
+        "--set",
+        f"base.data.url={folder / 'prepared'}",
+        "--set",
+        f"base.tracking.uri=sqlite:///{folder}/mlflow.db",
+        "--set",
+        "base.training.epochs=2",
+        "--set",
+        f"output={tmp_path / 'sweep'}",
+        "--set",
+        "base.training.steps_per_epoch=30",
+        "--set",
+        "base.data.sessions=[mouse01-1-1,mouse02-1-1,mouse03-1-1,mouse04-1-1]",
+    ]
+    swept = subprocess.run(line, capture_output=True, text=True, timeout=900)
+    assert swept.returncode == 0, swept.stdout + swept.stderr
+    assert "3 points run, 0 found finished" in swept.stdout
+    result = json.loads((tmp_path / "sweep" / "scaling.json").read_text())
+    assert len(result["points"]) == 3
+    assert result["law"] is not None
+    assert (tmp_path / "sweep" / "scaling.png").stat().st_size > 10_000
+    swept = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    assert "0 points run, 3 found finished" in swept.stdout
