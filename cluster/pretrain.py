@@ -15,7 +15,7 @@ from fmcortex.config import RunConfig
 from fmcortex.errors import CheckpointError, ConfigError, FmcortexError
 from fmcortex.progress import Progress
 from fmcortex.tracking.run import RunLog, start_run, tracking_uri
-from fmcortex.training.checkpoint import Checkpoint, newest
+from fmcortex.training.checkpoint import newest
 from fmcortex.training.fit import dataset_of, plan_of
 
 RUN_FILE = "run.json"
@@ -269,15 +269,3 @@ def _figures(run: RunLog) -> None:
         {key: run.history(key) for key in ("train/loss", "train/lr", "validation/cc_abs")}
     )
     run.figure(figure, "figures/curves.png")
-
-
-def load_result(output: str) -> Checkpoint:
-    """The newest checkpoint of the run in `output`.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    found = newest(output)
-    if found is None:
-        raise CheckpointError(f"{output}: no checkpoint here; run `fmcortex pretrain` first")
-    return found

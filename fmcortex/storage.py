@@ -15,6 +15,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from fmcortex.errors import StorageError
 
+#: Packages below fsspec's remote file systems.
+CLIENTS = ("aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google")
+
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec filesystem of `url` and the path in it, without a trailing slash.
@@ -35,9 +38,14 @@ def join(url: str, *parts: str) -> str:
 
 
 def exists(url: str) -> bool:
-    """Whether a file or folder is at `url`."""
+    """Whether a file or folder is at `url`.
+
+    Raises:
+        StorageError: the store cannot be asked.
+    """
     fs, path = filesystem(url)
-    return bool(fs.exists(path))
+    with reason(url, "read"):
+        return bool(fs.exists(path))
 
 
 def is_local(url: str) -> bool:
@@ -53,7 +61,7 @@ def absolute(url: str) -> str:
 
 @contextmanager
 def reason(url: str, doing: str) -> Iterator[None]:
-    """Turn an `OSError` of the block into one `StorageError` that names `url`.
+    """Turn a failure of the block's storage into one `StorageError` that names `url`.
 
     Args:
         url: the location that the block reads or writes.
@@ -66,6 +74,11 @@ def reason(url: str, doing: str) -> Iterator[None]:
     except OSError as error:
         why = error.strerror or str(error) or type(error).__name__
         raise StorageError(f"{url}: cannot {doing}: {why}") from error
+    except Exception as error:
+        # Object stores' clients raise errors of their own for a lost connection or bad credentials.
+        if type(error).__module__.partition(".")[0] not in CLIENTS:
+            raise
+        raise StorageError(f"{url}: cannot {doing}: {' '.join(str(error).split())}") from error
 
 
 def read_bytes(url: str) -> bytes:
