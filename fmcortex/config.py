@@ -45,7 +45,7 @@ class TrainingConfig(Section):
         None, ge=1, description="micro-batches of a step; null for one a session"
     )
     burnin: int = Field(10, ge=0, description="first frames of a sequence that do not count")
-    lr: float = Field(0.1, gt=0)
+    lr: float = Field(0.1, gt=0, allow_inf_nan=False)
     warmup_epochs: int = Field(10, ge=0)
     warmup_cycles: int = Field(1, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -173,9 +173,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ConfigError: the file cannot be read, or is not a mapping.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""

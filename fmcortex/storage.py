@@ -34,7 +34,8 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def join(url: str, *parts: str) -> str:
     """`url` with `parts` appended, whatever its protocol."""
-    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
+    rest = "/".join(part.strip("/") for part in parts)
+    return url + rest if url.endswith("://") else f"{url.rstrip('/')}/{rest}"
 
 
 def exists(url: str) -> bool:

@@ -104,5 +104,5 @@ def sweep_command(
         )
         return
     result = run_sweep(config, workers)
-    click.echo(f"{result.ran} points run, {result.skipped} found finished")
+    click.echo(f"{len(result.ran)} points run, {len(result.skipped)} found finished")
     click.echo(f"figure and table in {result.output}")

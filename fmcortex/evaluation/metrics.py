@@ -54,7 +54,10 @@ def pearson(x: Array, y: Array) -> Array:
 
     def centred(a: Array) -> Array:
         a = np.where(valid, a, 0.0)
-        return np.where(valid, a - a.sum(axis=0) / count, 0.0)
+        deviation = np.where(valid, a - a.sum(axis=0) / count, 0.0)
+        # A constant that has no exact mean leaves a residue of rounding, which is no variance.
+        rounding = 1e-12 * np.abs(a).max(axis=0, initial=0.0)
+        return np.where(np.abs(deviation).max(axis=0, initial=0.0) > rounding, deviation, 0.0)
 
     x, y = centred(x), centred(y)
     norm = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
@@ -86,6 +89,7 @@ def cc_max(recorded: Array) -> Array:
         one = recorded[:, :, unit]
         one = one[:, np.isfinite(one).any(axis=0)]
         one = one[np.isfinite(one).sum(axis=1) > 1]
+        one = one[:, np.isfinite(one).any(axis=0)]  # what only a dropped repeat saw
         if one.shape[0] < 2 or one.shape[1] < 2:
             continue
         counts = np.isfinite(one).sum(axis=0)

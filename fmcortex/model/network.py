@@ -199,7 +199,7 @@ class Network(nn.Module):
         ]
         self._check(*arrays)
         like = self.readout.position.mu
-        video = torch.from_numpy(np.ascontiguousarray(arrays[0])).to(like.device)
+        video = torch.from_numpy(np.array(arrays[0])).to(like.device)
         eye, behaviour = (
             torch.as_tensor(a, dtype=like.dtype, device=like.device) for a in arrays[1:]
         )
@@ -214,6 +214,10 @@ class Network(nn.Module):
             raise DataError(
                 f"stimuli: expected uint8 [T, H, W] or [N, T, H, W], got {stimuli.dtype} with "
                 f"{stimuli.ndim} dimensions"
+            )
+        if stimuli.shape[1] < 1 or min(stimuli.shape[2:]) < 2:
+            raise DataError(
+                f"stimuli: at least one frame of 2 x 2 pixels is needed, got {stimuli.shape[1:]}"
             )
         sizes = (self.config.perspectives, self.config.modulations)
         for name, array, size in zip(

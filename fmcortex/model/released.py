@@ -7,6 +7,7 @@ A folder holds `params_core.pt`, one `params_{session}_{scan_idx}.pt` a recordin
 from __future__ import annotations
 
 import csv
+import pickle
 from pathlib import Path
 
 import torch
@@ -34,8 +35,11 @@ def _load(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; is this the folder of the release?") from error
+    except pickle.UnpicklingError as error:
+        raise DataError(f"{path}: not a file of weights alone; it was not loaded") from error
     except Exception as error:
-        raise DataError(f"{path}: not a file of weights: {error}") from error
+        line = " ".join(str(error).split())
+        raise DataError(f"{path}: not a file of weights: {line}") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise DataError(f"{path}: expected a dictionary of tensors")
     return without_derived(state)
@@ -81,7 +85,7 @@ def load_released(
     units = len(state["readout.position.mu"])
     for row in released_scans(folder):
         if (row["session"], row["scan_idx"]) == (str(session), str(scan_idx)):
-            if int(row["units"]) != units:
+            if str(row["units"]).strip() != str(units):
                 raise DataError(f"{path}: {units} units, but scans.csv says {row['units']}")
             break
     else:

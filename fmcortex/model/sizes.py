@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fmcortex.errors import ConfigError
+
+#: One entry a block of the feedforward part.
+Blocks = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
 
 class ModelConfig(BaseModel):
@@ -36,12 +39,12 @@ class ModelConfig(BaseModel):
 
     input_spatial: int = Field(6, ge=1)
     input_stride: int = Field(2, ge=1)
-    block_channels: tuple[int, ...] = (32, 64, 128)
-    block_groups: tuple[int, ...] = (1, 2, 4)
-    block_layers: tuple[int, ...] = (2, 2, 2)
-    block_temporals: tuple[int, ...] = (3, 3, 3)
-    block_spatials: tuple[int, ...] = (3, 3, 3)
-    block_pools: tuple[int, ...] = (2, 2, 1)
+    block_channels: Blocks = (32, 64, 128)
+    block_groups: Blocks = (1, 2, 4)
+    block_layers: Blocks = (2, 2, 2)
+    block_temporals: Blocks = (3, 3, 3)
+    block_spatials: Blocks = (3, 3, 3)
+    block_pools: Blocks = (2, 2, 1)
     feedforward_out: int = Field(128, ge=1)
 
     recurrent_in: int = Field(256, ge=1)
@@ -69,6 +72,10 @@ class ModelConfig(BaseModel):
         for name in ("in", "hidden", "common"):
             if getattr(self, f"recurrent_{name}") % groups:
                 raise ValueError(f"recurrent_{name} is not divisible by {groups} recurrent_groups")
+        if any(size % 2 == 0 for size in self.block_spatials):
+            raise ValueError("block_spatials must be odd, so that a block keeps its input's size")
+        if self.recurrent_spatial % 2 == 0:
+            raise ValueError("recurrent_spatial must be odd, so that the state keeps its size")
         if (self.input_spatial - self.input_stride) % 2:
             raise ValueError("input_spatial - input_stride must be even")
         height, width = self.core_size()

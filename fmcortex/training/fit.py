@@ -113,6 +113,32 @@ def plan_of(config: RunConfig, dataset: PreparedDataset) -> SamplingPlan:
     )
 
 
+def check_parts(
+    config: RunConfig,
+    dataset: PreparedDataset,
+    shared: SharedPart,
+    sessions: Mapping[str, SessionPart],
+) -> None:
+    """Refuse parts of another model or another recording.
+
+    Raises:
+        ConfigError: naming the part and what differs.
+    """
+    for name, model in {
+        "shared": shared.config,
+        **{n: p.config for n, p in sessions.items()},
+    }.items():
+        different = [k for k, v in config.model.model_dump().items() if getattr(model, k) != v]
+        if different:
+            raise ConfigError(
+                f"part {name}: of another model; it differs in model.{', model.'.join(different)}"
+            )
+    for name, part in sessions.items():
+        units = dataset.session(name).manifest.neurons
+        if part.units != units:
+            raise ConfigError(f"part {name}: of {part.units} neurons, but the session has {units}")
+
+
 def fit(
     config: RunConfig,
     shared: SharedPart | None = None,
@@ -139,7 +165,9 @@ def fit(
     plan = plan_of(config, dataset)
     compute = choose(config.training.device, config.training.precision)
     seed = config.training.seed
-    shared = (shared or build_shared(config.model, seed)).to(compute.device)
+    shared = shared or build_shared(config.model, seed)
+    check_parts(config, dataset, shared, sessions or {})
+    shared.to(compute.device)
     parts = dict(sessions or {})
     for name in plan.sessions:
         if name not in parts:

@@ -1,0 +1,105 @@
+"""Progress in a log: lines in good time, none too many, with the right speed."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from fmcortex import progress
+from fmcortex.progress import Progress
+
+
+class Clock:
+    """Stands for the time module."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+def test_lines_come_every_so_often_and_at_the_end(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Progress("training", 8, every=10, stream=stream) as bar:
+        for done in range(1, 9):
+            clock.now += 4
+            bar.update(done, f"loss {done}")
+    # Updates come at 4, 8, 12, ... seconds: lines at 12 and 24, and at the end, 32.
+    assert stream.getvalue().splitlines() == [
+        "training: step 3/8, 0.25 steps/s, loss 3",
+        "training: step 6/8, 0.25 steps/s, loss 6",
+        "training: step 8/8, 0.25 steps/s, loss 8",
+    ]
+
+
+def test_the_speed_counts_from_where_a_resumed_run_started(clock: Clock) -> None:
+    stream = io.StringIO()
+    bar = Progress("training", 1000, unit="clip", every=10, stream=stream)
+    clock.now += 50  # start-up, which is no training
+    bar.update(900)
+    clock.now += 20
+    bar.update(940)
+    first, second = stream.getvalue().splitlines()
+    assert first == "training: clip 900/1000"
+    assert second == "training: clip 940/1000, 2.00 clips/s"
+
+
+def test_nothing_is_said_before_its_time(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Progress("reading", 3, every=10, stream=stream) as bar:
+        bar.update(1)
+        clock.now += 9.9
+        bar.update(2)
+    assert stream.getvalue() == ""
+
+
+def test_a_line_in_between(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Progress("reading", 3, stream=stream) as bar:
+        bar.say("a [bold]line[/bold]")
+    assert stream.getvalue() == "a [bold]line[/bold]\n"
+
+
+def test_a_log_goes_to_standard_error(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("reading", 1) as bar:
+        bar.update(1)
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "reading: step 1/1\n")
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with Progress("training", 5, stream=stream) as bar:
+        bar.update(2, "loss 0.5")
+        bar.say("a [bold]line[/bold]")
+        bar.update(5, "loss 0.4")
+    text = stream.getvalue()
+    assert "\x1b[" in text  # drawn in place
+    assert "5/5" in text
+    assert "loss 0.4" in text
+    assert "a [bold]line[/bold]" in text
+
+
+def test_a_bar_lets_an_error_through_and_stops() -> None:
+    stream = Terminal()
+    with pytest.raises(ValueError, match="lost"), Progress("training", 5, stream=stream) as bar:
+        raise ValueError("lost")
+    assert bar._bar.finished is False
+    assert not bar._bar.live.is_started
