@@ -60,10 +60,8 @@ def reference_run(config: RunConfig, steps: int) -> dict[str, Tensor]:
                         collected[owner, name].append(p.grad.clone())
         lr = _rate(step // t.steps_per_epoch, t.lr, t.epochs, t.warmup_epochs)
         for (owner, name), gradients in collected.items():
-            p, rule = (
-                dict(owners[owner].named_parameters())[name],
-                rule_of_name(owners, owner, name),
-            )
+            p = dict(owners[owner].named_parameters())[name]
+            rule = rule_of(p)
             d = sum(gradients) / len(gradients) * rule.scale
             if t.clip is not None:
                 dims = tuple(range(p.dim())) if rule.norm_dim is None else rule.norm_dim
@@ -86,11 +84,6 @@ def reference_run(config: RunConfig, steps: int) -> dict[str, Tensor]:
             moment = momentum.get((owner, name))
             found[f"{owner}/{name}/m"] = torch.zeros_like(p) if moment is None else moment
     return found
-
-
-def rule_of_name(owners: dict[str, torch.nn.Module], owner: str, name: str):
-    """The rule of a parameter by its owner and name."""
-    return rule_of(dict(owners[owner].named_parameters())[name])
 
 
 def _rate(epoch: int, lr: float, epochs: int, warmup: int) -> float:
