@@ -78,13 +78,11 @@ def main() -> None:
     run(f"fmcortex prep {out}/recordings/known --to {out}/prepared")
     run(f"fmcortex prep {out}/recordings/new --to {out}/prepared")
     run(f"fmcortex data info {out}/prepared")
-    known = [f"mouse0{i}-1-1" for i in range(1, 5)]
-    common = f"--config {CONFIG} --set data.url={out}/prepared --set tracking.uri=" + (
-        f"sqlite:///{folder}/mlflow.db"
-    )
+    common = f"--config {CONFIG}"
+    if out != "demo":  # the configuration names the demo's own folder
+        common += f" --set data.url={out}/prepared --set tracking.uri=sqlite:///{folder}/mlflow.db"
     seconds["foundation"] = run(
-        f"fmcortex pretrain {common} --set data.sessions=[{','.join(known)}] "
-        f"--workers {options.workers} --output {out}/pretrain"
+        f"fmcortex pretrain {common} --workers {options.workers} --output {out}/pretrain"
     )
     few = f"--minutes {NEW_MINUTES} --set training.epochs=6"
     seconds["transferred"] = run(

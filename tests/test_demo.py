@@ -71,8 +71,6 @@ def test_demo(tmp_path: Path) -> None:
         f"output={tmp_path / 'sweep'}",
         "--set",
         "base.training.steps_per_epoch=30",
-        "--set",
-        "base.data.sessions=[mouse01-1-1,mouse02-1-1,mouse03-1-1,mouse04-1-1]",
     ]
     swept = subprocess.run(line, capture_output=True, text=True, timeout=900)
     assert swept.returncode == 0, swept.stdout + swept.stderr
