@@ -42,17 +42,17 @@ def rank_main(
         LOCAL_RANK="0",
     )
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
+    counted = count_bytes()  # before DeepSpeed takes hold of the collectives
     run = RunConfig.model_validate(config)
     dataset = open_dataset(run.data.url)
     plan = plan_of(run, dataset)
     placement = place_lanes(plan.lanes, micro_batch_costs(plan, dataset), ranks)
     trainer, begin = build_trainer(run, dataset, plan, placement, choose("cpu"), rank)
     assert begin == first
-    counted: dict[str, int] = {}
     loader = ClipLoader(dataset, plan, placement.lanes[rank], first, last)
     for step, batches in enumerate(loader, start=first):
         if step == last - 1:
-            counted = count_bytes()
+            counted.clear()
         trainer.step(step, batches)
     counted = dict(counted)
     moments = trainer.engine.momenta()
