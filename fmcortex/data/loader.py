@@ -53,7 +53,9 @@ def read_batch(dataset: PreparedDataset, draw: Draw, clip: int, pin: bool = Fals
         end = one.start + clip
         arrays = (trial.stimulus, trial.perspectives, trial.modulations, trial.responses)
         windows.append([array[one.start : end] for array in arrays])
-    tensors = [torch.from_numpy(np.stack(column)) for column in zip(*windows, strict=True)]
+    # Copies in torch's own memory: NumPy's is aligned by chance, and the last bits of what is
+    # computed would depend on it.
+    tensors = [torch.tensor(np.stack(column)) for column in zip(*windows, strict=True)]
     if pin:
         tensors = [tensor.pin_memory() for tensor in tensors]
     return Batch(draw, *tensors)

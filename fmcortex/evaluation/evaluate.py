@@ -87,7 +87,7 @@ def predict_video(
     like = network.readout.position.mu
     frames = video.stimulus.shape[0]
     shown = video.stimulus if stimulus is None else np.resize(stimulus, video.stimulus.shape)
-    frame = torch.from_numpy(np.ascontiguousarray(shown)).to(like.device)
+    frame = torch.tensor(np.ascontiguousarray(shown)).to(like.device)
     repeats = len(video.perspectives)
     predicted = np.empty((repeats, frames, network.session.units), np.float32)
     config = network.config
@@ -96,7 +96,7 @@ def predict_video(
     for first in range(0, repeats, together):
         some = slice(first, min(first + together, repeats))
         eye, behaviour = (
-            torch.as_tensor(x[some], dtype=like.dtype, device=like.device)
+            torch.tensor(np.ascontiguousarray(x[some]), dtype=like.dtype, device=like.device)
             for x in (video.perspectives, video.modulations)
         )
         with torch.no_grad():

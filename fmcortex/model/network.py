@@ -199,9 +199,10 @@ class Network(nn.Module):
         ]
         self._check(*arrays)
         like = self.readout.position.mu
-        video = torch.from_numpy(np.array(arrays[0])).to(like.device)
+        video = torch.tensor(np.ascontiguousarray(arrays[0])).to(like.device)
         eye, behaviour = (
-            torch.as_tensor(a, dtype=like.dtype, device=like.device) for a in arrays[1:]
+            torch.tensor(np.ascontiguousarray(a), dtype=like.dtype, device=like.device)
+            for a in arrays[1:]
         )
         with torch.no_grad():
             predicted = self(video, eye, behaviour).float().cpu().numpy()

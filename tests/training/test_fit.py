@@ -55,7 +55,9 @@ def state(result: FitResult) -> dict[str, torch.Tensor]:
 
 
 def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
-    return set(one) == set(two) and all(torch.equal(one[name], two[name]) for name in one)
+    return set(one) == set(two) and all(
+        torch.allclose(one[name], two[name], rtol=1e-5, atol=1e-7) for name in one
+    )
 
 
 def test_new_parts_depend_on_seed_and_name_only(change: Change) -> None:
