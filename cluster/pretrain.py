@@ -122,7 +122,8 @@ def _open_run(config: RunConfig, tags: dict[str, str] | None) -> RunLog:
                 f"output: {config.output} holds a run with other settings in "
                 f"{', '.join(different)}; choose another output, or remove that folder"
             )
-        if known.get("uri") == uri:
+        # Without a run_id, an earlier call could write here but not reach MLflow.
+        if known.get("uri") == uri and "run_id" in known:
             return RunLog(uri, known["run_id"])
     # Before the MLflow run, so that an unwritable output leaves nothing behind.
     storage.write_json(path, {"config": dumped, "uri": uri})
