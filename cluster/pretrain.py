@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import cluster.worker as worker
+from cluster.arrow import arrow_filesystem
 from cluster.placement import place_lanes
 from cluster.ray_session import ray_session
 from fmcortex import errors, storage
@@ -145,6 +146,7 @@ def _run_workers(config: RunConfig, run: RunLog) -> None:
         if gpus is None:
             there = ray.cluster_resources().get("GPU", 0)
             gpus = int(there >= cluster.workers and config.training.device != "cpu")
+        filesystem, path = arrow_filesystem(config.output)
         board = ray.remote(num_cpus=0)(Board).remote()
         trainer = TorchTrainer(
             worker.train,
@@ -166,7 +168,8 @@ def _run_workers(config: RunConfig, run: RunLog) -> None:
             ),
             run_config=RayRunConfig(
                 # Ray Train wants the checkpoints that it is told of inside its own folder.
-                storage_path=config.output,
+                storage_filesystem=filesystem,
+                storage_path=path,
                 name="checkpoints",
                 failure_config=FailureConfig(max_failures=cluster.max_failures),
             ),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from cluster.arrow import arrow_filesystem
 from cluster.checkpoints import save_checkpoint
 from cluster.engine import DeepSpeedEngine
 from cluster.placement import Placement, place_lanes
@@ -115,16 +116,10 @@ def _report(step: int, folder: str) -> None:
     """Tell Ray Train of a checkpoint, which lies in its place already."""
     import ray.train
 
-    fs, path = storage.filesystem(folder)
-    if storage.is_local(folder):
-        checkpoint = ray.train.Checkpoint.from_directory(path)
-    else:
-        from pyarrow.fs import FSSpecHandler, PyFileSystem
-
-        checkpoint = ray.train.Checkpoint(path, PyFileSystem(FSSpecHandler(fs)))
+    filesystem, path = arrow_filesystem(folder)
     ray.train.report(
         {"step": step},
-        checkpoint=checkpoint,
+        checkpoint=ray.train.Checkpoint(path, filesystem),
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
     )
 
