@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fmcortex.errors import ConfigError
 from fmcortex.model.sizes import ModelConfig, preset
@@ -44,15 +44,32 @@ class TrainingConfig(Section):
     lanes: int | None = Field(
         None, ge=1, description="micro-batches of a step; null for one a session"
     )
+    session_weights: Literal["uniform", "minutes"] | float = Field(
+        "uniform",
+        description="how often each session is drawn: equally, by its minutes, or by "
+        "minutes ** (1 / this temperature)",
+    )
     burnin: int = Field(10, ge=0, description="first frames of a sequence that do not count")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(0.1, gt=0, allow_inf_nan=False)
     warmup_epochs: int = Field(10, ge=0)
     warmup_cycles: int = Field(1, ge=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = True
-    decay: float = Field(1e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    nesterov: bool = Field(True, description="of sgd")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of adamw")
+    adam_eps: float = Field(1e-8, gt=0, description="of adamw, beside the root")
+    decay: float = Field(1e-4, ge=0, description="of the weights, apart from the gradient")
     clip: float | None = Field(0.01, gt=0, description="adaptive clipping; null for none")
-    eps: float = Field(1e-3, ge=0)
+    eps: float = Field(1e-3, ge=0, description="of adaptive clipping: the least norm of weights")
+    clip_norm: float | None = Field(
+        None, gt=0, description="largest norm of all gradients together; null for none"
+    )
+    max_skipped: int = Field(
+        10, ge=0, description="steps of a run that may be skipped because a loss is not finite"
+    )
+    checkpoint_activations: bool = Field(
+        False, description="compute activations again in the backward pass rather than keep them"
+    )
     precision: Literal["float32", "bf16"] = Field("float32", description="of the forward pass")
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -65,6 +82,20 @@ class TrainingConfig(Section):
     def steps(self) -> int:
         """Steps of the whole run."""
         return self.total_epochs * self.steps_per_epoch
+
+    @field_validator("session_weights")
+    @classmethod
+    def _temperature(cls, value: str | float) -> str | float:
+        if not isinstance(value, str) and not 0 < value < float("inf"):
+            raise ValueError(f"expected uniform, minutes, or a temperature above 0, got {value}")
+        return value
+
+    @field_validator("betas")
+    @classmethod
+    def _betas(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError(f"expected two numbers from 0 to below 1, got {value}")
+        return value
 
     @model_validator(mode="after")
     def _warm(self) -> Self:
@@ -80,17 +111,28 @@ class CheckpointConfig(Section):
 
     every: int = Field(500, ge=1, description="steps between checkpoints")
     keep: int = Field(2, ge=1, description="newest checkpoints kept")
+    max_failures: int = Field(
+        3, ge=0, description="checkpoints in a row that may fail to be saved before the run stops"
+    )
 
 
 class ClusterConfig(Section):
     """Where it runs."""
 
     workers: int = Field(1, ge=1, description="Ray Train workers, one rank each")
-    zero_stage: Literal[0, 1, 2] = Field(1, description="DeepSpeed ZeRO stage of the shared part")
+    costs: str | None = Field(
+        None, description="costs.json of an earlier run, to place sessions by; null: by neurons"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        1, description="DeepSpeed ZeRO stage of the shared part"
+    )
     cpus_per_worker: int = Field(1, ge=1)
     gpus_per_worker: int | None = Field(None, ge=0, description="null: 1 where there are GPUs")
     max_failures: int = Field(3, ge=0, description="restarts of the workers before giving up")
     timeout_seconds: float = Field(600, gt=0, description="of a collective operation")
+    watchdog_seconds: float = Field(
+        300, gt=0, description="without progress, after which a worker is ended and restarted"
+    )
 
 
 class TrackingConfig(Section):
@@ -100,6 +142,12 @@ class TrackingConfig(Section):
     experiment: str = "fmcortex"
     run_name: str | None = None
     validate_every: int = Field(1, ge=0, description="epochs between validations; 0 for never")
+    system_seconds: float = Field(
+        10, ge=0, description="between samples of the machines' load; 0 for none"
+    )
+    page_seconds: float = Field(
+        60, ge=0, description="between rewrites of curves.html; 0: only at the end"
+    )
 
 
 class RunConfig(Section):

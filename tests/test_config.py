@@ -76,7 +76,7 @@ def test_a_preset_and_changes_to_it() -> None:
         ("data.frames=1", "data.frames: Input should be greater than 1"),
         ("training.lr=.nan", "training.lr: Input should be a finite number"),
         ("training.precision=fp16", "training.precision: Input should be 'float32' or 'bf16'"),
-        ("cluster.zero_stage=3", "cluster.zero_stage: Input should be 0, 1 or 2"),
+        ("cluster.zero_stage=4", "cluster.zero_stage: Input should be 0, 1, 2 or 3"),
         ("data=5", "data: Input should be a valid dictionary"),
         ("data.burnin=70", "unknown key data.burnin"),
         ("training.burnin=70", r"training.burnin \(70\) must be less than data.frames \(70\)"),

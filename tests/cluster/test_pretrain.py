@@ -103,9 +103,42 @@ def test_two_workers_one_killed_give_the_plain_result(
 
 
 def test_one_worker(tiny_run: RunConfig) -> None:
-    result = pretrain(changed(tiny_run, "cluster", workers=1, zero_stage=2))
+    # No failure is forgiven: a restart at every checkpoint would come to the same result.
+    result = pretrain(changed(tiny_run, "cluster", workers=1, zero_stage=2, max_failures=0))
     state = state_of(open_checkpoint(result.checkpoint))
     assert largest_difference(state, reference_run(tiny_run, 20)) < 1e-5
+
+
+def test_output_in_an_object_store(tiny_run: RunConfig, s3: str, tmp_path: Path) -> None:
+    config = changed(tiny_run, "cluster", workers=2, max_failures=0)
+    config = changed(config, "tracking", uri=f"sqlite:///{tmp_path}/mlflow.db")
+    config = config.model_copy(update={"output": f"{s3}/runs/first"})
+    result = pretrain(config)
+    assert result.checkpoint == f"{s3}/runs/first/checkpoints/step-00000020"
+    state = state_of(open_checkpoint(result.checkpoint))
+    assert largest_difference(state, reference_run(tiny_run, 20)) < 1e-5
+
+
+def test_a_call_that_did_not_reach_mlflow_leaves_no_trap(
+    tiny_run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cluster.pretrain as driver
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"tracking\.uri: cannot use"):
+        pretrain(changed(tiny_run, "tracking", uri=f"sqlite:///{tmp_path}/file/mlflow.db"))
+
+    def fail(*_: object) -> RunLog:
+        raise ConfigError("tracking.uri: not now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "start_run", fail)
+        with pytest.raises(ConfigError, match="not now"):
+            pretrain(tiny_run)
+    known = storage.read_json(storage.join(tiny_run.output, "run.json"))
+    assert "run_id" not in known
+    run = driver._open_run(driver.absolute(tiny_run), None)
+    assert storage.read_json(storage.join(tiny_run.output, "run.json"))["run_id"] == run.run_id
 
 
 def test_a_corrupt_shard_ends_the_run_with_its_name(

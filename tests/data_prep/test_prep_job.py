@@ -1,6 +1,5 @@
 """Running the job again, interrupting it, running it in parallel and on other file systems."""
 
-import logging
 import os
 import shutil
 import subprocess
@@ -277,29 +276,11 @@ def test_memory_url(sensorium, tmp_path):
         fsspec.filesystem("memory").store.clear()
 
 
-def test_s3_url(sensorium, tmp_path, monkeypatch):
-    """A real S3 protocol, found through the environment as on a cluster."""
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("bucket")
-        check_remote("s3://bucket/some/to", sensorium(), tmp_path)
-        with pytest.raises(StorageError, match=r"s3://nosuch/to.*cannot write") as caught:
-            prepare(str(tmp_path / "source"), "s3://nosuch/to", SETTINGS)
-        assert "\n" not in str(caught.value)
-    finally:
-        s3fs.S3FileSystem.clear_instance_cache()
-        server.stop()
+def test_s3_url(sensorium, tmp_path, s3):
+    check_remote(f"{s3}/some/to", sensorium(), tmp_path)
+    with pytest.raises(StorageError, match=r"s3://nosuch/to.*cannot write") as caught:
+        prepare(str(tmp_path / "source"), "s3://nosuch/to", SETTINGS)
+    assert "\n" not in str(caught.value)
 
 
 def test_source_fingerprint_is_that_of_the_contents(twin):
