@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,8 +92,9 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("bucket")
-        yield "s3://bucket"
+        bucket = f"bucket-{uuid.uuid4().hex[:8]}"  # the servers of one process share their state
+        s3fs.S3FileSystem().mkdir(bucket)
+        yield f"s3://{bucket}"
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
         server.stop()
