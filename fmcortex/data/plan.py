@@ -7,6 +7,7 @@ same clips on any number of ranks and continues exactly after a restart.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -51,38 +52,17 @@ def _permutation(seed: int, session: str, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng(seed_of("trials", seed, session, epoch)).permutation(size)
 
 
-def place_sessions(costs: Mapping[str, float], lanes: int) -> list[list[str]]:
-    """Place sessions on lanes, balanced by cost.
+@dataclass(frozen=True)
+class Origin:
+    """Where the sessions stood when a run went on with other sessions or lanes.
 
-    With fewer lanes than sessions, a lane takes its sessions in turn. With more, the sessions of
-    the largest cost a lane hold several lanes, alone.
-
-    Args:
-        costs: of each session, in any unit (neurons x frames).
-        lanes: how many.
-
-    Returns:
-        The sessions of each lane.
-
-    Raises:
-        ConfigError: there are no sessions.
+    Attributes:
+        step: the first that the new lanes train.
+        drawn: micro-batches that each session drew before it; none of those that are not named.
     """
-    if not costs:
-        raise ConfigError("data.sessions: there are no sessions to train on")
-    by_cost = sorted(costs, key=lambda name: (-costs[name], name))
-    if lanes <= len(by_cost):
-        placed: list[list[str]] = [[] for _ in range(lanes)]
-        loads = [0.0] * lanes
-        for name in by_cost:  # longest first, each to the lightest lane
-            lightest = min(range(lanes), key=lambda v: (len(placed[v]) > 0, loads[v], v))
-            placed[lightest].append(name)
-            loads[lightest] += costs[name]
-        return placed
-    held = dict.fromkeys(by_cost, 1)
-    for _ in range(lanes - len(by_cost)):
-        heaviest = max(by_cost, key=lambda name: (costs[name] / held[name], name))
-        held[heaviest] += 1
-    return [[name] for name in by_cost for _ in range(held[name])]
+
+    step: int
+    drawn: Mapping[str, int]
 
 
 class SamplingPlan:
@@ -93,12 +73,15 @@ class SamplingPlan:
 
     Args:
         seed: of the run.
-        lanes: the sessions of each lane, from `place_sessions`.
+        lanes: the turns of each lane, from `place_sessions`: the names of its sessions, in the
+            order in which it trains them, over and over.
         frames: of each training trial, by session.
         trials: the trials that may be drawn, by session.
         clip: frames of a sequence.
         batch: sequences of a micro-batch.
         streams: of the model.
+        origin: where the sessions stood when the run went on with these lanes; None for a run
+            that began with them. Steps before it are not to be asked for.
 
     Raises:
         ConfigError: a session has no trial of at least `clip` frames.
@@ -113,8 +96,10 @@ class SamplingPlan:
         clip: int,
         batch: int,
         streams: int,
+        origin: Origin | None = None,
     ) -> None:
         self.seed, self.clip, self.batch, self.streams = seed, clip, batch, streams
+        self.origin = origin
         self.lanes = [list(names) for names in lanes]
         self.frames = frames
         self.trials: dict[str, list[int]] = {}
@@ -133,16 +118,48 @@ class SamplingPlan:
         return sorted({name for names in self.lanes for name in names})
 
     @cached_property
-    def _ordinals(self) -> list[tuple[int, int]]:
-        """Of each lane: its rank among the lanes of its session, and their number."""
-        held: dict[str, list[int]] = {}
+    def _alone(self) -> dict[str, list[int]]:
+        """Of each session: the lanes that it holds alone, ascending."""
+        found: dict[str, list[int]] = {name: [] for name in self.sessions}
         for lane, names in enumerate(self.lanes):
-            if len(names) == 1:
-                held.setdefault(names[0], []).append(lane)
-        return [
-            (held[names[0]].index(lane), len(held[names[0]])) if len(names) == 1 else (0, 1)
-            for lane, names in enumerate(self.lanes)
-        ]
+            if len(set(names)) == 1:
+                found[names[0]].append(lane)
+        return found
+
+    @cached_property
+    def _turns(self) -> dict[str, list[tuple[int, list[int]]]]:
+        """Of each session: the lanes that it shares, and the places of its turns in theirs."""
+        found: dict[str, list[tuple[int, list[int]]]] = {name: [] for name in self.sessions}
+        for lane, names in enumerate(self.lanes):
+            if len(set(names)) > 1:
+                places: dict[str, list[int]] = {}
+                for place, name in enumerate(names):
+                    places.setdefault(name, []).append(place)
+                for name, turns in places.items():
+                    found[name].append((lane, turns))
+        return found
+
+    def _count(self, session: str, step: int) -> int:
+        """Micro-batches that these lanes draw of `session` before `step`."""
+        count = step * len(self._alone[session])
+        for lane, turns in self._turns[session]:
+            periods, place = divmod(step, len(self.lanes[lane]))
+            count += periods * len(turns) + bisect_left(turns, place)
+        return count
+
+    @cached_property
+    def _before(self) -> dict[str, int]:
+        """Of each session: what is added to `_count` because the run began with other lanes."""
+        if self.origin is None:
+            return dict.fromkeys(self.sessions, 0)
+        return {
+            name: self.origin.drawn.get(name, 0) - self._count(name, self.origin.step)
+            for name in self.sessions
+        }
+
+    def drawn(self, step: int) -> dict[str, int]:
+        """Micro-batches of each session that the run drew before `step`."""
+        return {name: self._before[name] + self._count(name, step) for name in self.sessions}
 
     def session(self, lane: int, step: int) -> str:
         """The session that `lane` trains at `step`."""
@@ -153,17 +170,21 @@ class SamplingPlan:
         """The stream of every lane at `step`: random, but spread evenly over the streams."""
         rng = np.random.default_rng(seed_of("streams", self.seed, step))
         order, names = rng.permutation(len(self.lanes)), rng.permutation(self.streams)
-        streams = [0] * len(self.lanes)
-        for i, lane in enumerate(order):
-            streams[lane] = int(names[i % self.streams])
-        return streams
+        streams = np.empty(len(self.lanes), int)
+        streams[order] = names[np.arange(len(self.lanes)) % self.streams]
+        return [int(stream) for stream in streams]
+
+    def _cursor(self, session: str, lane: int, step: int) -> int:
+        """Micro-batches of `session` drawn before the one of `lane` at `step`."""
+        earlier = bisect_left(self._alone[session], lane)
+        for other, _ in self._turns[session]:
+            earlier += other < lane and self.session(other, step) == session
+        return self._before[session] + self._count(session, step) + earlier
 
     def draw(self, lane: int, step: int) -> Draw:
         """What `lane` trains at `step`."""
         name = self.session(lane, step)
-        turn = step // len(self.lanes[lane])
-        ordinal, held = self._ordinals[lane]
-        cursor = (turn * held + ordinal) * self.batch
+        cursor = self._cursor(name, lane, step) * self.batch
         return Draw(
             step=step,
             lane=lane,

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from fmcortex.config import RunConfig
 from fmcortex.data.dataset import PreparedDataset, open_dataset
+from fmcortex.data.lanes import place_sessions, session_weights
 from fmcortex.data.loader import ClipLoader
-from fmcortex.data.plan import SamplingPlan, place_sessions
+from fmcortex.data.plan import Origin, SamplingPlan
 from fmcortex.data.subset import nested_trials
 from fmcortex.device import choose
 from fmcortex.errors import ConfigError
@@ -78,15 +79,27 @@ def sessions_of(config: RunConfig, dataset: PreparedDataset) -> list[str]:
     return sorted(config.data.sessions)
 
 
-def plan_of(config: RunConfig, dataset: PreparedDataset) -> SamplingPlan:
+def neurons_of(dataset: PreparedDataset, names: Sequence[str]) -> dict[str, int]:
+    """Neurons of each of these sessions."""
+    return {name: dataset.session(name).manifest.neurons for name in names}
+
+
+def plan_of(
+    config: RunConfig, dataset: PreparedDataset, origin: Origin | None = None
+) -> SamplingPlan:
     """The sampling plan of a run, the same on every rank.
+
+    Args:
+        config: of the run.
+        dataset: that it trains on.
+        origin: where the sessions stood when the run went on with other sessions or lanes.
 
     Raises:
         ConfigError: the configuration does not fit the dataset.
     """
     names = sessions_of(config, dataset)
     frames: dict[str, Sequence[int]] = {}
-    trials, costs = {}, {}
+    trials, costs, minutes = {}, {}, {}
     for name in names:
         manifest = dataset.session(name).manifest
         for field_, have in (
@@ -100,8 +113,11 @@ def plan_of(config: RunConfig, dataset: PreparedDataset) -> SamplingPlan:
                 )
         frames[name] = [trial.frames for trial in manifest.trials]
         trials[name] = nested_trials(name, frames[name], manifest.frame_rate, config.data.minutes)
-        costs[name] = float(manifest.neurons * sum(frames[name][t] for t in trials[name]))
-    lanes = place_sessions(costs, config.training.lanes or len(names))
+        costs[name] = float(manifest.neurons)  # never measured ones: what is drawn must not change
+        chosen = sum(frames[name][t] for t in trials[name])
+        minutes[name] = chosen / manifest.frame_rate / 60
+    weights = session_weights(config.training.session_weights, minutes)
+    lanes = place_sessions(weights, costs, config.training.lanes or len(names))
     return SamplingPlan(
         config.training.seed,
         lanes,
@@ -110,6 +126,7 @@ def plan_of(config: RunConfig, dataset: PreparedDataset) -> SamplingPlan:
         config.data.frames,
         config.data.batch,
         config.model.streams,
+        origin,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fmcortex.data.plan import Clip, Draw, SamplingPlan, place_sessions
+from fmcortex.data.plan import Clip, Draw, Origin, SamplingPlan
 from fmcortex.errors import ConfigError
 
 #: Frames of the trials of three sessions; with clips of 10, two of "a" are too short.
@@ -171,37 +171,65 @@ def test_streams_are_random_over_steps(make: Plans) -> None:
         assert 225 < (each[1:, lane] == each[:-1, lane]).sum() < 375
 
 
-def test_one_lane_a_session() -> None:
-    placed = place_sessions({"x": 1.0, "z": 3.0, "y": 3.0}, 3)
-    assert placed == [["y"], ["z"], ["x"]]
+#: Lanes of one session, of several in unequal turns, and of a session that has both.
+MIXED = [["a"], ["b", "c", "b"], ["a"], ["c", "a"]]
 
 
-def test_fewer_lanes_than_sessions_are_balanced() -> None:
-    placed = place_sessions({"a": 8.0, "b": 7.0, "c": 6.0, "d": 5.0, "e": 4.0}, 2)
-    # a | b, c to b's, d to a's; then both carry 13 and e goes to the first.
-    assert placed == [["a", "d", "e"], ["b", "c"]]
-    # As many lanes as sessions: one each, even of no cost.
-    assert sorted(place_sessions(dict.fromkeys("abc", 0.0), 3)) == [["a"], ["b"], ["c"]]
+@pytest.mark.parametrize("batch", [1, 3])
+def test_unequal_turns_draw_every_trial_once_an_epoch(make: Plans, batch: int) -> None:
+    plan = make(MIXED, batch=batch)
+    for name, trials in {"a": [0, 1, 3, 4, 6], "b": [0, 1, 2, 3], "c": [0, 1, 2]}.items():
+        clips = clips_of(plan, name, 6 * len(trials))
+        for i in range(0, len(clips), len(trials)):
+            assert sorted(clip.trial for clip in clips[i : i + len(trials)]) == trials
+        assert clips == clips_of(make([[name]], batch=batch), name, 6 * len(trials))
 
 
-def test_more_lanes_than_sessions_go_to_the_heaviest() -> None:
-    placed = place_sessions({"small": 1.0, "large": 9.0, "middle": 4.0}, 6)
-    # Loads a lane: 9 -> 4.5 -> then large again at 4.5 -> 3, then middle at 4 -> 2.
-    assert Counter(name for [name] in placed) == {"large": 3, "middle": 2, "small": 1}
+@pytest.mark.parametrize("lanes", [MIXED, [["a"], ["b"], ["c"]], [["a", "b", "a", "c", "a"]]])
+def test_what_was_drawn_is_counted(make: Plans, lanes: list[list[str]]) -> None:
+    plan = make(lanes)
+    counts = dict.fromkeys("abc", 0)
+    for step in range(20):
+        assert plan.drawn(step) == counts
+        for lane in range(len(lanes)):
+            counts[plan.session(lane, step)] += 1
+    assert plan.drawn(10**12)["a"] > 10**11  # counts no steps
 
 
-@pytest.mark.parametrize("lanes", [1, 3, 7, 12])
-def test_every_session_has_a_lane_and_no_lane_is_empty(lanes: int) -> None:
-    costs = {f"s{i}": float(c) for i, c in enumerate(np.random.default_rng(0).uniform(1, 9, 7))}
-    placed = place_sessions(costs, lanes)
-    assert len(placed) == lanes
-    assert all(placed)
-    assert {name for names in placed for name in names} == set(costs)
-    assert placed == place_sessions(dict(reversed(costs.items())), lanes)
-    if lanes < 7:
-        assert sum(map(len, placed)) == 7
+@pytest.mark.parametrize("step", [1, 7, 12])
+def test_an_origin_with_the_same_lanes_changes_nothing(make: Plans, step: int) -> None:
+    plan = make(MIXED)
+    again = make(MIXED)
+    again.origin = Origin(step, plan.drawn(step))
+    for k in range(step, step + 20):
+        assert [again.draw(v, k) for v in range(4)] == [plan.draw(v, k) for v in range(4)]
+        assert again.drawn(k) == plan.drawn(k)
 
 
-def test_no_sessions() -> None:
-    with pytest.raises(ConfigError, match=r"data.sessions: there are no sessions to train on"):
-        place_sessions({}, 2)
+def test_a_run_that_goes_on_with_other_sessions_keeps_their_places() -> None:
+    trials = {name: list(range(len(f))) for name, f in FRAMES.items()}
+
+    def plan(lanes: list[list[str]], origin: Origin | None = None) -> SamplingPlan:
+        return SamplingPlan(0, lanes, FRAMES, trials, 10, 2, 4, origin)
+
+    before = plan([["a"], ["b", "a", "a"]])
+    step = 4
+    after = plan([["b"], ["c", "a"], ["a"]], Origin(step, before.drawn(step)))
+    assert after.drawn(step) == {"a": 6, "b": 2, "c": 0}
+    for name in "abc":
+        clips = [
+            clip
+            for k in range(12)
+            for draw in [
+                now.draw(v, k)
+                for now in [before if k < step else after]
+                for v in range(len(now.lanes))
+            ]
+            if draw.session == name
+            for clip in draw.clips
+        ]
+        assert clips == clips_of(plan([[name]]), name, len(clips))
+    # What went on may go on again.
+    third = plan([["a"], ["c"]], Origin(9, after.drawn(9)))
+    assert third.drawn(11)["a"] == after.drawn(9)["a"] + 2
+    assert third.drawn(9)["c"] == after.drawn(9)["c"]
