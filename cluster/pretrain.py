@@ -9,7 +9,7 @@ from typing import Any
 
 import cluster.worker as worker
 from cluster.arrow import arrow_filesystem
-from cluster.placement import place_lanes
+from cluster.placement import configured_costs, place_lanes
 from cluster.ray_session import ray_session
 from fmcortex import errors, storage
 from fmcortex.config import RunConfig
@@ -17,7 +17,7 @@ from fmcortex.errors import CheckpointError, ConfigError, FmcortexError
 from fmcortex.progress import Progress
 from fmcortex.tracking.run import RunLog, start_run, tracking_uri
 from fmcortex.training.checkpoint import newest
-from fmcortex.training.fit import dataset_of, plan_of
+from fmcortex.training.fit import dataset_of, neurons_of, plan_of
 
 RUN_FILE = "run.json"
 
@@ -99,7 +99,7 @@ def check(config: RunConfig) -> None:
     """
     dataset = dataset_of(config)
     plan = plan_of(config, dataset)
-    costs = worker.micro_batch_costs(plan, dataset)
+    costs = configured_costs(neurons_of(dataset, plan.sessions), config.cluster.costs)
     place_lanes(plan.lanes, costs, config.cluster.workers)
     tracking_uri(config.tracking, config.output)
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from cluster.arrow import arrow_filesystem
 from cluster.checkpoints import save_checkpoint
 from cluster.engine import DeepSpeedEngine
-from cluster.placement import Placement, place_lanes
+from cluster.placement import Placement, configured_costs, place_lanes
 from fmcortex import storage
 from fmcortex.config import RunConfig
 from fmcortex.data.dataset import PreparedDataset
@@ -26,25 +26,13 @@ from fmcortex.tracking.run import RunLog
 from fmcortex.training.build import build_session, build_shared
 from fmcortex.training.checkpoint import SHARED, Checkpoint, newest
 from fmcortex.training.engine import load_momenta
-from fmcortex.training.fit import dataset_of, plan_of
+from fmcortex.training.fit import dataset_of, neurons_of, plan_of
 from fmcortex.training.step import StepReport, Trainer
 
 #: Where a worker leaves an error that a restart would only repeat.
 ERROR_FILE = "error.json"
 #: Steps whose metrics are gathered and sent together.
 REPORT_EVERY = 10
-
-
-#: What the core costs in a micro-batch, in neurons of a readout. An assumption of the placement,
-#: until it places by measured step times; results do not depend on it.
-CORE_NEURONS = 4000
-
-
-def micro_batch_costs(plan: SamplingPlan, dataset: PreparedDataset) -> dict[str, float]:
-    """Cost of a micro-batch of each session, in neurons: the core's, equal for all, and its own."""
-    return {
-        name: float(CORE_NEURONS + dataset.session(name).manifest.neurons) for name in plan.sessions
-    }
 
 
 def train(arguments: dict[str, Any]) -> None:
@@ -77,7 +65,8 @@ def _train(config: RunConfig, arguments: dict[str, Any]) -> None:
     compute = choose(config.training.device, config.training.precision, context.get_local_rank())
     dataset = dataset_of(config)
     plan = plan_of(config, dataset)
-    placement = place_lanes(plan.lanes, micro_batch_costs(plan, dataset), ranks)
+    costs = configured_costs(neurons_of(dataset, plan.sessions), config.cluster.costs)
+    placement = place_lanes(plan.lanes, costs, ranks)
     trainer, first = build_trainer(config, dataset, plan, placement, compute, rank)
     log = RunLog(arguments["uri"], arguments["run_id"]) if rank == 0 else None
     board = arguments.get("board") if rank == 0 else None

@@ -13,14 +13,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
-from cluster.placement import place_lanes
-from cluster.worker import build_trainer, micro_batch_costs
+from cluster.placement import configured_costs, place_lanes
+from cluster.worker import build_trainer
 from fmcortex.config import RunConfig
 from fmcortex.data.dataset import open_dataset
 from fmcortex.data.loader import ClipLoader
 from fmcortex.device import choose
 from fmcortex.training.engine import momenta
-from fmcortex.training.fit import plan_of
+from fmcortex.training.fit import neurons_of, plan_of
 
 
 def free_port() -> int:
@@ -46,7 +46,8 @@ def rank_main(
     run = RunConfig.model_validate(config)
     dataset = open_dataset(run.data.url)
     plan = plan_of(run, dataset)
-    placement = place_lanes(plan.lanes, micro_batch_costs(plan, dataset), ranks)
+    costs = configured_costs(neurons_of(dataset, plan.sessions), run.cluster.costs)
+    placement = place_lanes(plan.lanes, costs, ranks)
     trainer, begin = build_trainer(run, dataset, plan, placement, choose("cpu"), rank)
     assert begin == first
     loader = ClipLoader(dataset, plan, placement.lanes[rank], first, last)
