@@ -1,76 +1,250 @@
-"""Writing one checkpoint from many ranks: each its own sessions, rank 0 the shared part."""
+"""Checkpoints of many ranks: each writes what it holds, in the background; the manifest is last.
+
+A save has two stages, each in a thread: all ranks write their files; then rank 0 writes the
+manifest of all of them. The ranks agree between steps that a stage has ended, so that all see the
+same.
+"""
 
 from __future__ import annotations
 
-import torch.distributed as dist
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
-from cluster.engine import DeepSpeedEngine
+import torch
+
+from fmcortex import storage
 from fmcortex.config import RunConfig
-from fmcortex.errors import StorageError
+from fmcortex.errors import CheckpointError, StorageError
 from fmcortex.training.checkpoint import (
-    SHARED,
+    Checkpoint,
     CheckpointManifest,
     StoredFile,
-    part_file,
+    list_checkpoints,
     prune,
     step_folder,
     write_manifest,
-    write_tensors,
 )
-from fmcortex.training.engine import momenta
-from fmcortex.training.step import Trainer
+from fmcortex.training.peers import Peers
+from fmcortex.training.snapshot import Snapshot, write_snapshot
+
+#: Seconds to wait before a file is tried again.
+BACK_OFF = (1.0, 4.0, 10.0)
+
+Loaded = TypeVar("Loaded")
 
 
-def save_checkpoint(config: RunConfig, trainer: Trainer, step: int, rank: int) -> str:
-    """Write the state after `step` steps; every rank must call it.
+@dataclass(frozen=True)
+class Saved:
+    """How a save ended, the same on every rank.
 
-    The manifest is written once all ranks have written their files.
+    Attributes:
+        step: that was to be saved.
+        folder: of the checkpoint.
+        seconds: from the snapshot to the manifest.
+        problem: why it failed; None if it did not.
+        failures: saves in a row, this one included, that have failed.
+    """
+
+    step: int
+    folder: str
+    seconds: float
+    problem: str | None
+    failures: int
+
+
+class Saver:
+    """Saves snapshots while training goes on; one at a time.
+
+    All ranks must make the same calls between the same steps.
+
+    Args:
+        config: of the run.
+        rank: of this process.
+        peers: the other ranks.
+        kept: steps of older checkpoints that are never removed.
+        beat: hears of everything that is written, from the writing thread.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        rank: int,
+        peers: Peers,
+        kept: Sequence[int] = (),
+        beat: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        self.config, self.rank, self.peers, self.kept, self.beat = config, rank, peers, kept, beat
+        self.failures = 0
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._work: Future[object] | None = None
+        self._snapshot: Snapshot | None = None
+        self._declaring = False
+        self._began = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is under way."""
+        return self._snapshot is not None
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank has nothing to wait for in the present stage."""
+        return self._work is None or self._work.done()
+
+    def start(self, snapshot: Snapshot) -> None:
+        """Begin to save; there must be no other save under way."""
+        assert not self.busy
+        self._snapshot, self._declaring, self._began = snapshot, False, time.monotonic()
+        self._work = self._pool.submit(self._write, snapshot)
+
+    def advance(self) -> Saved | None:
+        """Go on to the next stage, once all ranks have `written`; waits for those that have not.
+
+        Returns:
+            How the save ended, if it has.
+        """
+        snapshot = self._snapshot
+        assert snapshot is not None
+        if not self._declaring:
+            told = self.peers.gather((self._result(), snapshot.units))
+            problems = [entries for entries, _ in told if isinstance(entries, str)]
+            if problems:
+                return self._ended(problems[0])
+            self._declaring = True
+            self._work = None
+            if self.rank == 0:
+                units = {name: n for _, some in told for name, n in some.items()}
+                files = {name: entry for entries, _ in told for name, entry in entries.items()}
+                self._work = self._pool.submit(self._declare, snapshot, units, files)
+            return None
+        result = self._result()
+        return self._ended(self.peers.gather(result)[0])
+
+    def finish(self) -> Saved | None:
+        """Wait until the save under way, if there is one, has ended."""
+        ended = None
+        while self.busy:
+            ended = self.advance()
+        return ended
+
+    def close(self) -> None:
+        """End the writing thread; what it is writing is left without a manifest."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _result(self) -> object:
+        """What this rank's work gave; the message as text, if it failed."""
+        if self._work is None:
+            return None
+        try:
+            return self._work.result()
+        except StorageError as error:
+            return str(error)
+
+    def _ended(self, problem: object) -> Saved:
+        snapshot = self._snapshot
+        assert snapshot is not None
+        self.failures = self.failures + 1 if problem else 0
+        self._snapshot = self._work = None
+        return Saved(
+            step=snapshot.step,
+            folder=step_folder(self.config.output, snapshot.step),
+            seconds=time.monotonic() - self._began,
+            problem=str(problem) if problem else None,
+            failures=self.failures,
+        )
+
+    def _write(self, snapshot: Snapshot) -> dict[str, StoredFile]:
+        folder = step_folder(self.config.output, snapshot.step)
+        entries: dict[str, StoredFile] = {}
+        for name, tensors in snapshot.files.items():
+            one = Snapshot(snapshot.step, {name: tensors}, {}, {}, 0)
+            entries |= self._patiently(partial(write_snapshot, folder, one))
+            self.beat(f"writing {name}")
+        return entries
+
+    def _declare(
+        self, snapshot: Snapshot, units: dict[str, int], files: dict[str, StoredFile]
+    ) -> None:
+        config = self.config
+        manifest = CheckpointManifest(
+            step=snapshot.step,
+            model=config.model,
+            units=units,
+            files=files,
+            config=config.model_dump(mode="json"),
+            drawn=snapshot.drawn,
+            skipped=snapshot.skipped,
+            kept=list(self.kept),
+        )
+        folder = step_folder(config.output, snapshot.step)
+        self._patiently(partial(write_manifest, folder, manifest))
+        with suppress(StorageError):  # what cannot be removed now is removed after the next save
+            prune(config.output, config.checkpoint.keep, self.kept)
+
+    def _patiently(self, write: Callable[[], Loaded]) -> Loaded:
+        """Write, and try again after a while where that fails: stores have bad minutes."""
+        for seconds in BACK_OFF:
+            try:
+                return write()
+            except StorageError as error:
+                self.beat(f"trying again: {error}")
+                time.sleep(seconds)
+        return write()
+
+
+def load_newest(
+    run: str,
+    load: Callable[[Checkpoint], Loaded],
+    peers: Peers,
+    rank: int,
+    warn: Callable[[str], None],
+) -> Loaded | None:
+    """What `load` reads from the newest checkpoint of a run that all ranks can read.
+
+    Args:
+        run: folder of the run.
+        load: reads what this rank needs; raises CheckpointError where that is corrupt.
+        peers: the other ranks, all of which must call this.
+        rank: of this process.
+        warn: hears of checkpoints that are passed over; on rank 0.
 
     Returns:
-        The checkpoint's folder.
-
-    Raises:
-        StorageError: on every rank, if any rank cannot write.
+        None without any checkpoint.
     """
-    folder = step_folder(config.output, step)
-    engine = trainer.engine
-    assert isinstance(engine, DeepSpeedEngine)
-    shared = engine.momenta()  # a collective
-    files: dict[str, StoredFile] = {}
-    error = None
-    try:
-        if rank == 0:
-            files |= write_tensors(folder, part_file(SHARED), engine.module.state_dict())
-            files |= write_tensors(folder, part_file(SHARED, momenta=True), shared)
-        for name, part in trainer.sessions.items():
-            files |= write_tensors(folder, part_file(name), part.state_dict())
-            moments = momenta(trainer.optimizers[name])
-            files |= write_tensors(folder, part_file(name, momenta=True), moments)
-    except StorageError as problem:
-        error = str(problem)
-    units = {name: part.units for name, part in trainer.sessions.items()}
-    told: list[tuple[dict[str, StoredFile], dict[str, int], str | None]] = [
-        ({}, {}, None)
-    ] * dist.get_world_size()
-    dist.all_gather_object(told, (files, units, error))
-    problems = [problem for *_, problem in told if problem]
-    if not problems and rank == 0:
+    folders = list_checkpoints(run) if rank == 0 else []
+    for folder in peers.gather(folders)[0]:  # all ranks try the same ones
+        loaded, problem = None, None
         try:
-            write_manifest(
-                folder,
-                CheckpointManifest(
-                    step=step,
-                    model=config.model,
-                    units={k: v for _, some, _ in told for k, v in some.items()},
-                    files={k: v for some, *_ in told for k, v in some.items()},
-                    config=config.model_dump(mode="json"),
-                ),
-            )
-            prune(config.output, config.checkpoint.keep)
-        except StorageError as problem:
-            problems = [str(problem)]
-    verdict = [problems]
-    dist.broadcast_object_list(verdict, src=0)
-    if verdict[0]:
-        raise StorageError(verdict[0][0])
-    return folder
+            loaded = load(Checkpoint(folder))
+        except (CheckpointError, StorageError) as error:
+            problem = str(error)
+        problems = [told for told in peers.gather(problem) if told]
+        if not problems:
+            return loaded
+        if rank == 0:
+            warn(f"{problems[0]}; trying the checkpoint before it")
+    return None
+
+
+def any_rank(peers: Peers, *flags: bool) -> list[bool]:
+    """Whether each flag is set on some rank."""
+    told = peers.sum(torch.tensor([float(flag) for flag in flags]))
+    return [value > 0 for value in told.tolist()]
+
+
+def remove_unfinished(run: str) -> None:
+    """Remove what interrupted saves have left: folders of checkpoints without a manifest."""
+    whole = set(list_checkpoints(run))
+    fs, path = storage.filesystem(storage.join(run, "checkpoints"))
+    if not fs.exists(path):
+        return
+    for entry in fs.ls(path, detail=False):
+        name = entry.rstrip("/").rsplit("/", 1)[-1]
+        folder = storage.join(run, "checkpoints", name)
+        if name.startswith("step-") and folder not in whole:
+            storage.remove(folder)

@@ -3,23 +3,27 @@
 Each rank takes the gradients of its micro-batches itself and hands their sum to DeepSpeed as one
 linear surrogate loss a step. So every rank joins the same collectives however many lanes it
 carries, and what is communicated does not grow with them. The parts of the sessions never enter.
+
+Between steps ZeRO 3 leaves each rank its share of the weights only. They are put together once a
+step rather than once a layer and micro-batch: ranks with different numbers of lanes could not join
+the same collectives otherwise.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from fmcortex.config import TrainingConfig
 from fmcortex.device import Compute
 from fmcortex.model.network import SharedPart
 from fmcortex.model.parameters import rule_of
-from fmcortex.training.engine import momenta, session_optimizer
-from fmcortex.training.optimizer import prepare_gradient
+from fmcortex.training.optimizer import load_optimizer_state, make_optimizer, optimizer_state
 
 
 def import_deepspeed() -> Any:
@@ -41,6 +45,33 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
+class Surrogate(nn.Module):
+    """The parameters that DeepSpeed sees, and a loss whose gradients are those given.
+
+    Args:
+        parameters: by name.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        # As this module's own parameters: ZeRO 3 gathers what the module that is called owns.
+        for name, p in parameters.items():
+            self.register_parameter(name.replace(".", ":"), p)
+
+    @property
+    def by_name(self) -> dict[str, nn.Parameter]:
+        """The parameters by their names in the shared part."""
+        return {name.replace(":", "."): p for name, p in self.named_parameters()}
+
+    def forward(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """The sum of each parameter times its gradient; None stands for zeros."""
+        terms = [
+            (p * (0.0 if gradient is None else gradient)).sum()
+            for p, gradient in zip(self.parameters(), gradients, strict=True)
+        ]
+        return torch.stack(terms).sum()
+
+
 class DeepSpeedEngine:
     """The shared part on all ranks.
 
@@ -51,8 +82,9 @@ class DeepSpeedEngine:
         shared: the part, with the weights to start from.
         config: of the optimizer.
         compute: device of this rank.
-        stage: of ZeRO: 0 replicates the optimizer, 1 shards its state, 2 the gradients too.
-        start: momenta to continue from, by name.
+        stage: of ZeRO: 0 replicates the optimizer, 1 shards its state, 2 the gradients too, 3 the
+            weights too, between steps.
+        start: state of the optimizer to continue from, as `state` gives it.
     """
 
     def __init__(
@@ -63,21 +95,27 @@ class DeepSpeedEngine:
         stage: int,
         start: Mapping[str, Tensor] | None = None,
     ) -> None:
-        deepspeed = import_deepspeed()
+        self._deepspeed = import_deepspeed()
         from deepspeed import utils
 
         self._fragments = utils
         self.config, self.stage = config, stage
-        shared.to(compute.device)
-        optimizer = session_optimizer(shared, config)
-        self.engine, *_ = deepspeed.initialize(
-            model=shared,
-            optimizer=optimizer,
+        self._module = shared.to(compute.device)
+        self.names = [name for name, _ in shared.named_parameters()]
+        parameters = dict(shared.named_parameters())
+        if stage == 3:
+            parameters = {name: _copy(p) for name, p in parameters.items()}
+        surrogate = Surrogate(parameters)
+        self.optimizer = make_optimizer(parameters, config)
+        self.engine, *_ = self._deepspeed.initialize(
+            model=surrogate,
+            optimizer=self.optimizer,
             dist_init_required=False,
             config={
                 "train_micro_batch_size_per_gpu": 1,
                 "gradient_accumulation_steps": 1,
-                "gradient_allreduce_op": "sum",
+                # ZeRO 3 knows the mean only; `reduce` makes up for it.
+                **({"gradient_allreduce_op": "sum"} if stage < 3 else {}),
                 "gradient_clipping": 0.0,
                 "zero_allow_untested_optimizer": True,
                 "zero_optimization": {
@@ -85,68 +123,102 @@ class DeepSpeedEngine:
                     "overlap_comm": False,
                     "reduce_bucket_size": 50_000_000,
                     "allgather_bucket_size": 50_000_000,
+                    # One piece a group of parameters, so that a group is stepped once.
+                    "sub_group_size": 1_000_000_000_000,
+                    "stage3_param_persistence_threshold": 0,
                 },
             },
         )
         # ZeRO looks the state of all groups up after it has stepped the first one.
-        optimizer.allocate()
-        self.parameters = dict(shared.named_parameters())
+        self.optimizer.allocate()
+        self.parameters = surrogate.by_name
+        self._whole = True
         if start:
             self._load(start)
 
     @property
     def module(self) -> SharedPart:
         """The shared part."""
-        module: SharedPart = self.engine.module
-        return module
+        return self._module
 
     @property
     def _groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = self.engine.optimizer.param_groups
         return groups
 
-    def _backward(self, gradients: Mapping[str, Tensor]) -> None:
-        """Give every parameter its gradient, zero where there is none, and sum over the ranks."""
-        surrogate = sum(
-            (p * gradients[name]).sum() if name in gradients else (p * 0.0).sum()
-            for name, p in self.parameters.items()
-        )
+    def gather(self) -> None:
+        """See `SharedEngine.gather`."""
+        if self._whole:
+            return
+        with self._deepspeed.zero.GatheredParameters(list(self.parameters.values())):
+            for name, p in self._module.named_parameters():
+                p.data = self.parameters[name].detach().clone()
+        self._whole = True
+
+    def reduce(
+        self, gradients: Mapping[str, Tensor], streams: Collection[int]
+    ) -> dict[str, Tensor]:
+        """See `SharedEngine.reduce`."""
+        surrogate = self.engine([gradients.get(name) for name in self.names])
+        if self.stage == 3:
+            surrogate = surrogate * dist.get_world_size()
         self.engine.backward(surrogate, scale_wrt_gas=False)
+        return {
+            name: self._fragments.safe_get_full_grad(p)
+            for name, p in self.parameters.items()
+            if rule_of(p).stream is None or rule_of(p).stream in streams
+        }
 
     def step(self, gradients: Mapping[str, Tensor], lr: float, streams: Collection[int]) -> None:
         """See `SharedEngine.step`."""
-        self._backward(gradients)
-        for p in self.parameters.values():
-            if rule_of(p).stream in streams:
-                summed = self._fragments.safe_get_full_grad(p)
-                prepared = prepare_gradient(
-                    summed, p.detach(), rule_of(p), self.config.clip, self.config.eps
-                )
-                self._fragments.safe_set_full_grad(p, prepared)
+        for name, gradient in gradients.items():
+            self._fragments.safe_set_full_grad(self.parameters[name], gradient)
         for group in self._groups:
             group["lr"] = lr
-            group["active"] = group["stream"] in streams
+            group["active"] = bool(streams) and (
+                group["stream"] is None or group["stream"] in streams
+            )
         self.engine.step()
+        if self.stage == 3:
+            for p in self._module.parameters():
+                p.data = p.data.new_empty(0)
+            self._whole = False
 
-    def momenta(self) -> dict[str, Tensor]:
-        """See `SharedEngine.momenta`."""
+    def state(self) -> dict[str, Tensor]:
+        """See `SharedEngine.state`."""
         if self.stage == 0:
-            return momenta(self.engine.optimizer)
+            return optimizer_state(self.optimizer)
+        self.gather()
         found = {}
+        steps = {name: group["steps"] for group in self._groups for name in group["names"]}
         for name, p in self.parameters.items():
-            value = None
-            if self.engine.global_steps:
-                value = self._fragments.safe_get_full_optimizer_state(p, "momentum_buffer")
-            found[name] = (torch.zeros_like(p) if value is None else value).detach().cpu().clone()
+            for moment in self.optimizer.moments:
+                value = None
+                if self.engine.global_steps:
+                    value = self._fragments.safe_get_full_optimizer_state(p, moment)
+                shape = self._module.get_parameter(name)
+                value = torch.zeros_like(shape) if value is None else value.view_as(shape)
+                found[f"{moment}/{name}"] = value.detach().to("cpu", copy=True)
+            found[f"steps/{name}"] = torch.tensor(steps[name])
         return found
 
     def _load(self, start: Mapping[str, Tensor]) -> None:
+        if self.stage == 0:
+            load_optimizer_state(self.optimizer, start)
+            return
         # ZeRO links parameters to its state in a step; an empty one at rate 0 moves nothing.
         streams = {rule_of(p).stream or 0 for p in self.parameters.values()}
+        self.reduce({}, streams)
         self.step({}, 0.0, streams)
         for name, p in self.parameters.items():
-            value = start[name].to(p)
-            if self.stage == 0:
-                self.engine.optimizer.state[p]["momentum_buffer"] = value.clone()
-            else:
-                self._fragments.safe_set_full_optimizer_state(p, value, "momentum_buffer")
+            for moment in self.optimizer.moments:
+                value = start[f"{moment}/{name}"].to(device=p.device, dtype=p.dtype)
+                self._fragments.safe_set_full_optimizer_state(p, value, moment)
+        for group in self._groups:
+            group["steps"] = int(start[f"steps/{group['names'][0]}"])
+
+
+def _copy(p: nn.Parameter) -> nn.Parameter:
+    copy = nn.Parameter(p.detach().clone())
+    copy.rule = rule_of(p)  # type: ignore[attr-defined]
+    return copy

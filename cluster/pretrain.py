@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import cluster.worker as worker
@@ -13,13 +17,17 @@ from cluster.placement import configured_costs, place_lanes
 from cluster.ray_session import ray_session
 from fmcortex import errors, storage
 from fmcortex.config import RunConfig
-from fmcortex.errors import CheckpointError, ConfigError, FmcortexError
+from fmcortex.errors import CheckpointError, ConfigError, FmcortexError, Preempted
 from fmcortex.progress import Progress
 from fmcortex.tracking.run import RunLog, start_run, tracking_uri
-from fmcortex.training.checkpoint import newest
+from fmcortex.training.checkpoint import latest_step, step_folder
 from fmcortex.training.fit import dataset_of, neurons_of, plan_of
 
 RUN_FILE = "run.json"
+#: Signals that announce the end of a job; schedulers differ in which they send.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+#: Settings of `training` that may change when a run goes on.
+FREE = ("precision", "device", "checkpoint_activations", "max_skipped")
 
 
 @dataclass(frozen=True)
@@ -48,36 +56,70 @@ def pretrain(config: RunConfig, tags: dict[str, str] | None = None) -> PretrainR
         config: of the run; `output` may hold checkpoints of the same run, which is then continued.
         tags: of the MLflow run.
 
+    SIGTERM, SIGUSR1 and SIGUSR2 make the run save after the step it is in, and stop.
+
     Raises:
         ConfigError: the configuration does not fit the dataset, the machine or the run in
             `output`.
+        Preempted: it was told to stop before it was done; called again, it goes on.
         FmcortexError: whatever stopped the workers that the user can act on.
     """
     began = time.monotonic()
     config = absolute(config)
     check(config)
     run = _open_run(config, tags)
-    start = newest(config.output)
-    if start is None or start.step < config.training.steps:
+    steps = config.training.steps
+    if latest_step(config.output) < steps:
         try:
-            _run_workers(config, run)
-            _figures(run)
+            with stop_signals() as stop:
+                _run_workers(config, run, stop)
+                _figures(run)
+                done = latest_step(config.output)
+                if done < steps and stop.is_set():
+                    raise Preempted(
+                        f"{config.output}: told to stop; saved after step {done} of {steps}. The "
+                        "same command goes on from there"
+                    )
         except BaseException:
             run.end(failed=True)
             raise
-    final = newest(config.output)
-    if final is None or final.step < config.training.steps:
+    if latest_step(config.output) < steps:
         run.end(failed=True)
         raise CheckpointError(f"{config.output}: the workers ended without a final checkpoint")
-    run.tags({"checkpoint": final.folder})
+    checkpoint = step_folder(config.output, latest_step(config.output))
+    run.tags({"checkpoint": checkpoint})
     run.end()
     return PretrainResult(
-        checkpoint=final.folder,
+        checkpoint=checkpoint,
         run_id=run.run_id,
         tracking_uri=run.uri,
         seconds=time.monotonic() - began,
-        steps=config.training.steps,
+        steps=steps,
     )
+
+
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that is set by the signals which announce the end of a job; a second one interrupts.
+
+    Signals reach the main thread only; elsewhere, as in a notebook's worker, none is caught.
+    """
+    stop = threading.Event()
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, hear) for number in STOP_SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def absolute(config: RunConfig) -> RunConfig:
@@ -105,8 +147,17 @@ def check(config: RunConfig) -> None:
 
 
 def _same_run(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The sections in which two configurations would train differently."""
-    return [key for key in ("model", "data", "training") if old.get(key) != new.get(key)]
+    """The settings in which two configurations would train differently, but for the sessions."""
+    free = {"training": FREE, "data": ("sessions", "cache_mb", "prefetch")}
+    different = []
+    for section in ("model", "data", "training"):
+        ours, theirs = old.get(section, {}), new.get(section, {})
+        different += [
+            f"{section}.{key}"
+            for key in sorted({*ours, *theirs} - set(free.get(section, ())))
+            if ours.get(key) != theirs.get(key)
+        ]
+    return different
 
 
 def _open_run(config: RunConfig, tags: dict[str, str] | None) -> RunLog:
@@ -125,6 +176,7 @@ def _open_run(config: RunConfig, tags: dict[str, str] | None) -> RunLog:
             )
         # Without a run_id, an earlier call could write here but not reach MLflow.
         if known.get("uri") == uri and "run_id" in known:
+            storage.write_json(path, {**known, "config": dumped})
             return RunLog(uri, known["run_id"])
     # Before the MLflow run, so that an unwritable output leaves nothing behind.
     storage.write_json(path, {"config": dumped, "uri": uri})
@@ -133,7 +185,7 @@ def _open_run(config: RunConfig, tags: dict[str, str] | None) -> RunLog:
     return run
 
 
-def _run_workers(config: RunConfig, run: RunLog) -> None:
+def _run_workers(config: RunConfig, run: RunLog, stop: threading.Event) -> None:
     cluster = config.cluster
     # What Ray Train remembers of an earlier call; the checkpoints themselves say where to go on.
     storage.remove(storage.join(config.output, "checkpoints", "checkpoint_manager_snapshot.json"))
@@ -174,7 +226,7 @@ def _run_workers(config: RunConfig, run: RunLog) -> None:
                 failure_config=FailureConfig(max_failures=cluster.max_failures),
             ),
         )
-        with Follower(board, config.training.steps):
+        with Follower(board, config.training.steps, stop):
             try:
                 trainer.fit()
             except Exception as error:
@@ -211,10 +263,11 @@ def _cause(error: Exception, config: RunConfig) -> Exception:
 
 
 class Board:
-    """A Ray actor on which rank 0 writes how far it is."""
+    """A Ray actor between the driver and rank 0."""
 
     def __init__(self) -> None:
-        self.done, self.note, self.starts = 0, "", 0
+        self.done, self.note, self.starts, self.stop = 0, "", 0, False
+        self.lines: list[str] = []
 
     def start(self, done: int, note: str) -> None:
         """The workers have started, or started again."""
@@ -225,17 +278,30 @@ class Board:
         """So many steps are done."""
         self.done, self.note = done, note
 
-    def read(self) -> tuple[int, str, int]:
-        """Steps done, a note, and how often the workers have started."""
-        return self.done, self.note, self.starts
+    def say(self, line: str) -> None:
+        """A line for the user."""
+        self.lines.append(line)
+
+    def ask_to_stop(self) -> None:
+        """Save and stop at the next step."""
+        self.stop = True
+
+    def stop_asked(self) -> bool:
+        """Whether the run shall stop."""
+        return self.stop
+
+    def read(self) -> tuple[int, str, int, list[str]]:
+        """Steps done, a note, how often the workers have started, and lines not yet read."""
+        lines, self.lines = self.lines, []
+        return self.done, self.note, self.starts, lines
 
 
 class Follower:
-    """Shows the board's progress from a thread while the driver waits for Ray Train."""
+    """Between the board and the user, from a thread while the driver waits for Ray Train."""
 
-    def __init__(self, board: Any, steps: int) -> None:
-        self.board, self.progress = board, Progress("pretrain", steps)
-        self.stop, self.starts = threading.Event(), 1
+    def __init__(self, board: Any, steps: int, stop: threading.Event) -> None:
+        self.board, self.progress, self.asked = board, Progress("pretrain", steps), stop
+        self.end, self.starts, self.last, self.told = threading.Event(), 1, -1, False
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> Follower:
@@ -244,24 +310,33 @@ class Follower:
         return self
 
     def _follow(self) -> None:
+        while not self.end.wait(0.5):
+            self._look()
+
+    def _look(self) -> None:
         import ray
 
-        last = -1
-        while not self.stop.wait(0.5):
-            try:
-                done, note, starts = ray.get(self.board.read.remote(), timeout=5)
-            except Exception:  # the board may be busy or going away; progress is not worth a crash
-                continue
-            if done < last or starts > self.starts:
-                self.progress.say(f"workers restarted; continuing from step {done}")
-            self.starts = max(self.starts, starts)
-            if done != last and note:
-                self.progress.update(done, note)
-                last = done
+        if self.asked.is_set() and not self.told:
+            self.progress.say("told to stop; saving after this step")
+            self.board.ask_to_stop.remote()
+            self.told = True
+        try:
+            done, note, starts, lines = ray.get(self.board.read.remote(), timeout=5)
+        except Exception:  # the board may be busy or going away; progress is not worth a crash
+            return
+        if done < self.last or starts > self.starts:
+            self.progress.say(f"workers restarted; continuing from step {done}")
+        self.starts = max(self.starts, starts)
+        for line in lines:
+            self.progress.say(line)
+        if done != self.last and note:
+            self.progress.update(done, note)
+            self.last = done
 
     def __exit__(self, *exception: object) -> None:
-        self.stop.set()
+        self.end.set()
         self.thread.join(timeout=10)
+        self._look()
         self.progress.__exit__(None, None, None)
 
 

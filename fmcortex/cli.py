@@ -10,7 +10,7 @@ import click
 
 from fmcortex.commands import data, publish, submit, training
 from fmcortex.commands.base import cli
-from fmcortex.errors import FmcortexError
+from fmcortex.errors import FmcortexError, Preempted
 
 __all__ = ["cli", "data", "main", "publish", "submit", "training"]
 
@@ -25,6 +25,9 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)
+    except Preempted as error:
+        click.echo(str(error), err=True)
+        sys.exit(os.EX_TEMPFAIL)
     except FmcortexError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)

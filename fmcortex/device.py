@@ -34,6 +34,11 @@ class Compute:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
+    def synchronize(self) -> None:
+        """Wait for the device, so that a clock tells what it did."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
 
 def choose(
     device: Literal["auto", "cpu", "cuda"] = "auto",

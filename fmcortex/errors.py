@@ -22,3 +22,10 @@ class StorageError(FmcortexError):
 
 class CheckpointError(FmcortexError):
     """A checkpoint is missing, incomplete or does not fit the run."""
+
+
+class Preempted(FmcortexError):
+    """A run was told to stop, has saved its state, and goes on when it is called again.
+
+    The command line exits with status 75 (EX_TEMPFAIL): a launcher should queue it again.
+    """

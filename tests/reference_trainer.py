@@ -17,7 +17,8 @@ from fmcortex.training.fit import plan_of
 
 
 def reference_run(config: RunConfig, steps: int) -> dict[str, Tensor]:
-    """All parameters and momenta after `steps`, as `<part>/<name>` and `<part>/<name>/m`.
+    """All parameters and optimizer states after `steps`, as `<part>/<name>` and
+    `<part>/<moment>/<name>`.
 
     Every lane builds a whole network; every gradient is averaged in Python; every parameter is
     stepped by the formulas of the spec, section 6.
@@ -30,7 +31,8 @@ def reference_run(config: RunConfig, steps: int) -> dict[str, Tensor]:
         for name in plan.sessions
     }
     owners = {"shared": shared, **parts}
-    momentum: dict[tuple[str, str], Tensor] = {}
+    moments: dict[tuple[str, str], dict[str, Tensor]] = {}
+    ages: dict[tuple[str, str], int] = defaultdict(int)
     for step in range(steps):
         collected: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
         for lane in range(len(plan.lanes)):
@@ -59,6 +61,7 @@ def reference_run(config: RunConfig, steps: int) -> dict[str, Tensor]:
                     if p.grad is not None:
                         collected[owner, name].append(p.grad.clone())
         lr = _rate(step // t.steps_per_epoch, t.lr, t.epochs, t.warmup_epochs)
+        clipped: dict[tuple[str, str], Tensor] = {}
         for (owner, name), gradients in collected.items():
             p = dict(owners[owner].named_parameters())[name]
             rule = rule_of(p)
@@ -69,21 +72,57 @@ def reference_run(config: RunConfig, steps: int) -> dict[str, Tensor]:
                 limit = torch.clamp(t.clip * weight, min=t.eps * math.sqrt(p.numel()))
                 size = d.pow(2).sum(dims, keepdim=True).sqrt()
                 d = d * torch.clamp(limit / size.clamp(min=1e-30), max=1.0)
-            m = momentum.get((owner, name))
-            m = d.clone() if m is None else t.momentum * m + d
-            momentum[owner, name] = m
-            d = d + t.momentum * m
-            if rule.decay:
-                d = d + t.decay * p.detach()
+            clipped[owner, name] = d
+        norm = math.sqrt(sum(float(d.double().pow(2).sum()) for d in clipped.values()))
+        if t.clip_norm is not None and norm > t.clip_norm:
+            clipped = {key: d * (t.clip_norm / norm) for key, d in clipped.items()}
+        for (owner, name), d in clipped.items():
+            p = dict(owners[owner].named_parameters())[name]
+            kept = moments.setdefault((owner, name), {})
+            ages[owner, name] += 1
+            decay = t.decay if rule_of(p).decay else 0.0
             with torch.no_grad():
-                p -= lr * d
+                if t.optimizer == "sgd":
+                    _sgd(p, d, kept, lr, t.momentum, decay)
+                else:
+                    _adamw(p, d, kept, lr, t.betas, t.adam_eps, decay, ages[owner, name])
     found = {}
+    names = ("momentum_buffer",) if t.optimizer == "sgd" else ("exp_avg", "exp_avg_sq")
     for owner, module in owners.items():
         for name, p in module.named_parameters():
             found[f"{owner}/{name}"] = p.detach().clone()
-            moment = momentum.get((owner, name))
-            found[f"{owner}/{name}/m"] = torch.zeros_like(p) if moment is None else moment
+            for moment in names:
+                kept = moments.get((owner, name), {})
+                found[f"{owner}/{moment}/{name}"] = kept.get(moment, torch.zeros_like(p))
+            found[f"{owner}/steps/{name}"] = torch.tensor(ages[owner, name])
     return found
+
+
+def _sgd(
+    p: Tensor, d: Tensor, kept: dict[str, Tensor], lr: float, momentum: float, decay: float
+) -> None:
+    m = d.clone() if "momentum_buffer" not in kept else momentum * kept["momentum_buffer"] + d
+    kept["momentum_buffer"] = m
+    p -= lr * (d + momentum * m + decay * p)
+
+
+def _adamw(
+    p: Tensor,
+    d: Tensor,
+    kept: dict[str, Tensor],
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    decay: float,
+    age: int,
+) -> None:
+    first, second = betas
+    kept["exp_avg"] = first * kept.get("exp_avg", torch.zeros_like(p)) + (1 - first) * d
+    square = second * kept.get("exp_avg_sq", torch.zeros_like(p)) + (1 - second) * d * d
+    kept["exp_avg_sq"] = square
+    p *= 1 - lr * decay
+    corrected = kept["exp_avg"] / (1 - first**age)
+    p -= lr * corrected / ((square / (1 - second**age)).sqrt() + eps)
 
 
 def _rate(epoch: int, lr: float, epochs: int, warmup: int) -> float:
@@ -95,11 +134,13 @@ def _rate(epoch: int, lr: float, epochs: int, warmup: int) -> float:
 def largest_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     """Largest difference over largest magnitude, of all tensors by name.
 
-    Tensors that are zero but for rounding are compared with 1e-6 as their magnitude.
+    Tensors that are zero but for rounding are compared with 1e-6 as their magnitude; squares of
+    gradients (`exp_avg_sq`) with its square.
     """
     assert set(ours) == set(theirs)
     worst = 0.0
     for name, theirs_ in theirs.items():
-        scale = theirs_.abs().max().clamp(min=1e-6)
+        least = 1e-12 if "/exp_avg_sq/" in name else 1e-6
+        scale = theirs_.abs().max().clamp(min=least)
         worst = max(worst, float((ours[name] - theirs_).abs().max() / scale))
     return worst

@@ -1,7 +1,7 @@
 """The MLflow model registry: versions of a model made of a checkpoint, found again by an alias.
 
 A version holds the checkpoint's weights as safetensors and a manifest of them, without the
-optimizer's momenta, and the code that MLflow runs to predict with it (`pyfunc_model`). Nothing is
+optimizer's state, and the code that MLflow runs to predict with it (`pyfunc_model`). Nothing is
 pickled, and `resolve` gives the checkpoint back.
 """
 
@@ -108,7 +108,7 @@ def register(
 
     with tempfile.TemporaryDirectory(prefix="fmcortex-register-") as folder:
         staged = Path(folder) / ARTIFACT
-        manifest = _without_momenta(opened, staged)
+        manifest = _without_optimizer(opened, staged)
         made = None
         if run_id is None:
             labels = {"kind": "register", "checkpoint": opened.folder, **environment()}
@@ -139,7 +139,7 @@ def _check_name(name: str, alias: str | None) -> None:
         )
 
 
-def _without_momenta(source: Checkpoint, folder: Path) -> CheckpointManifest:
+def _without_optimizer(source: Checkpoint, folder: Path) -> CheckpointManifest:
     """Write the weights of `source` and a manifest of them to `folder`."""
     names = [part_file(SHARED), *(part_file(session) for session in source.sessions)]
     missing = [name for name in names if name not in source.manifest.files]

@@ -20,6 +20,8 @@ from fmcortex.errors import ConfigError
 
 #: MLflow refuses larger batches.
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100
+#: The most that wait for a store that cannot be reached.
+METRICS_KEPT = 200_000
 
 PACKAGES = ("torch", "deepspeed", "ray", "mlflow", "webdataset", "zarr", "numpy", "fmcortex")
 
@@ -206,12 +208,17 @@ class RunLog:
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics of a step; they are sent when there are many, or by `flush`."""
+        self.collect(values, step)
+        if len(self._waiting) >= METRICS_A_BATCH // 2:
+            self.flush()
+
+    def collect(self, values: Mapping[str, float], step: int) -> None:
+        """Keep metrics of a step for the next `flush`."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         self._waiting += [Metric(key, float(value), now, step) for key, value in values.items()]
-        if len(self._waiting) >= METRICS_A_BATCH // 2:
-            self.flush()
+        del self._waiting[:-METRICS_KEPT]
 
     def flush(self) -> None:
         """Send the metrics that wait."""

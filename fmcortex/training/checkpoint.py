@@ -2,19 +2,20 @@
 
     checkpoints/step-00000040/
         shared.safetensors                 weights of the shared part, released names
-        shared.momenta.safetensors         its optimizer's momenta
+        shared.optimizer.safetensors       its optimizer's state: <moment>/<parameter>
         sessions/<session>.safetensors     weights of a session's part
-        sessions/<session>.momenta.safetensors
+        sessions/<session>.optimizer.safetensors
         manifest.json                      sizes and SHA-256 of all files, written last
 
-A folder without a manifest, or with a file that differs from it, is no checkpoint. Random draws
-are a function of seed and step, so that no generator's state is kept.
+A folder without a manifest, or with a file that differs from it, is no checkpoint. Nothing in it
+depends on the number of ranks, the ZeRO stage or the precision. Random draws are a function of seed
+and step, so that no generator's state is kept.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import safetensors
@@ -42,18 +43,26 @@ class StoredFile(Document):
 class CheckpointManifest(Document):
     """What a checkpoint holds."""
 
-    version: int = Field(1, ge=1, le=1)
+    version: int = Field(2, ge=2, le=2)
     step: int = Field(ge=0, description="steps done")
     model: ModelConfig
     units: dict[str, int] = Field(description="neurons of each session")
     files: dict[str, StoredFile]
     config: dict[str, Any] = Field(description="of the run")
+    drawn: dict[str, int] = Field(
+        default_factory=dict, description="micro-batches that each session has drawn"
+    )
+    skipped: int = Field(0, ge=0, description="steps left out because a loss was not finite")
+    kept: list[int] = Field(
+        default_factory=list,
+        description="steps of older checkpoints that are kept: the run went on with other sessions",
+    )
 
 
-def part_file(part: str, momenta: bool = False) -> str:
-    """The file of `shared` or of a session's name."""
+def part_file(part: str, optimizer: bool = False) -> str:
+    """The file of the weights, or of the optimizer's state, of `shared` or of a session's name."""
     name = part if part == SHARED else f"sessions/{part}"
-    return f"{name}.momenta.safetensors" if momenta else f"{name}.safetensors"
+    return f"{name}.optimizer.safetensors" if optimizer else f"{name}.safetensors"
 
 
 def write_tensors(folder: str, name: str, tensors: Mapping[str, Tensor]) -> dict[str, StoredFile]:
@@ -91,9 +100,15 @@ def list_checkpoints(run: str) -> list[str]:
     return [f for f in folders if storage.exists(storage.join(f, MANIFEST))]
 
 
-def prune(run: str, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints; the manifest goes first."""
+def prune(run: str, keep: int, spare: Collection[int] = ()) -> None:
+    """Remove all but the newest `keep` checkpoints and those of the steps in `spare`.
+
+    The manifest goes first.
+    """
+    spared = {step_folder(run, step) for step in spare}
     for folder in list_checkpoints(run)[keep:]:
+        if folder in spared:
+            continue
         storage.remove(storage.join(folder, MANIFEST))
         storage.remove(folder)
 
@@ -136,24 +151,27 @@ class Checkpoint:
         """The sessions it has parts of."""
         return sorted(self.manifest.units)
 
-    def tensors(self, part: str, momenta: bool = False) -> dict[str, Tensor]:
-        """The weights, or the momenta, of `shared` or of a session.
+    def tensors(self, part: str, optimizer: bool = False) -> dict[str, Tensor]:
+        """The weights, or the optimizer's state, of `shared` or of a session.
 
         Raises:
             CheckpointError: the file is missing or differs from the manifest.
         """
-        name = part_file(part, momenta)
+        name = part_file(part, optimizer)
         entry = self.manifest.files.get(name)
         if entry is None:
             known = ", ".join(self.sessions) or "none"
             raise CheckpointError(f"{self.folder}: no {name} in it (its sessions: {known})")
+        return safetensors.torch.load(self._read(name, entry))
+
+    def _read(self, name: str, entry: StoredFile) -> bytes:
         try:
             content = storage.read_bytes(storage.join(self.folder, name))
         except StorageError as error:
             raise CheckpointError(str(error)) from error
         if len(content) != entry.bytes or storage.sha256(content) != entry.sha256:
             raise CheckpointError(f"{self.folder}/{name}: differs from the manifest; it is corrupt")
-        return safetensors.torch.load(content)
+        return content
 
     def shared(self) -> SharedPart:
         """The shared part."""
@@ -179,14 +197,7 @@ class Checkpoint:
             CheckpointError: naming the first that is missing or corrupt.
         """
         for name, entry in self.manifest.files.items():
-            try:
-                content = storage.read_bytes(storage.join(self.folder, name))
-            except StorageError as error:
-                raise CheckpointError(str(error)) from error
-            if len(content) != entry.bytes or storage.sha256(content) != entry.sha256:
-                raise CheckpointError(
-                    f"{self.folder}/{name}: differs from the manifest; it is corrupt"
-                )
+            self._read(name, entry)
 
 
 def newest(run: str, warn: Callable[[str], None] = lambda line: None) -> Checkpoint | None:
@@ -200,6 +211,12 @@ def newest(run: str, warn: Callable[[str], None] = lambda line: None) -> Checkpo
             continue
         return checkpoint
     return None
+
+
+def latest_step(run: str) -> int:
+    """Steps done at the newest checkpoint that has a manifest, unread; 0 without any."""
+    found = list_checkpoints(run)
+    return int(found[0].rsplit("-", 1)[1]) if found else 0
 
 
 def open_checkpoint(where: str) -> Checkpoint:

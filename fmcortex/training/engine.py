@@ -5,38 +5,53 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from fmcortex.config import TrainingConfig
 from fmcortex.model.network import SharedPart
-from fmcortex.model.parameters import rule_of
-from fmcortex.training.optimizer import SGD, parameter_groups, prepare_gradient
+from fmcortex.training.optimizer import Stepped, make_optimizer, optimizer_state
 
 
 class SharedEngine(Protocol):
     """Holds the shared part and steps it.
 
     The caller runs `module` and takes its gradients itself, so that a rank may carry any number of
-    micro-batches a step, and the engine communicates once a step whatever that number is.
+    micro-batches a step, and the engine communicates once a step whatever that number is. A step
+    is `gather`, the micro-batches, `reduce`, `step`; on several ranks all must call them.
     """
 
     @property
     def module(self) -> SharedPart:
-        """The shared part; the same weights on every rank."""
+        """The shared part; its weights are whole, and the same on every rank, after `gather`."""
 
-    def step(self, gradients: Mapping[str, Tensor], lr: float, streams: Collection[int]) -> None:
-        """Sum the gradients over all ranks, scale and clip them, and step.
+    def gather(self) -> None:
+        """Make the weights of `module` whole."""
+
+    def reduce(
+        self, gradients: Mapping[str, Tensor], streams: Collection[int]
+    ) -> dict[str, Tensor]:
+        """Sum gradients over all ranks.
 
         Args:
             gradients: this rank's sum, by parameter name; a parameter may be missing.
-            lr: learning rate.
-            streams: those that some rank has trained; parameters of the others are left as
-                they are, and so are their momenta.
+            streams: those that some rank has trained.
+
+        Returns:
+            The whole gradient, the same on every rank, of each parameter of these streams.
         """
 
-    def momenta(self) -> dict[str, Tensor]:
-        """The whole momenta, by name, on the CPU. On several ranks, all must call it."""
+    def step(self, gradients: Mapping[str, Tensor], lr: float, streams: Collection[int]) -> None:
+        """Step with what `reduce` gave, scaled and clipped.
+
+        Args:
+            gradients: by parameter name.
+            lr: learning rate.
+            streams: whose parameters are stepped; all others are left as they are, and so is their
+                state. None of them: the gradients are dropped.
+        """
+
+    def state(self) -> dict[str, Tensor]:
+        """The whole state of the optimizer on the CPU, named as `optimizer_state` does."""
 
 
 class LocalEngine:
@@ -49,57 +64,35 @@ class LocalEngine:
     """
 
     def __init__(self, shared: SharedPart, config: TrainingConfig, frozen: bool = False) -> None:
-        self._module, self.config, self.frozen = shared, config, frozen
+        self._module, self.frozen = shared, frozen
         shared.requires_grad_(not frozen)
-        self.optimizer = session_optimizer(shared, config)
+        self.optimizer = make_optimizer(dict(shared.named_parameters()), config)
 
     @property
     def module(self) -> SharedPart:
         return self._module
 
+    def gather(self) -> None:
+        pass
+
+    def reduce(
+        self, gradients: Mapping[str, Tensor], streams: Collection[int]
+    ) -> dict[str, Tensor]:
+        return dict(gradients)
+
     def step(self, gradients: Mapping[str, Tensor], lr: float, streams: Collection[int]) -> None:
-        if not self.frozen:
-            step_session(self.optimizer, self.config, lr, gradients)
+        if streams and not self.frozen:
+            step_parameters(self.optimizer, gradients, lr)
 
-    def momenta(self) -> dict[str, Tensor]:
-        return momenta(self.optimizer)
-
-
-def session_optimizer(module: torch.nn.Module, config: TrainingConfig) -> SGD:
-    """The optimizer of parameters that live whole on this rank."""
-    groups = parameter_groups(dict(module.named_parameters()), config.decay)
-    return SGD(groups, momentum=config.momentum, nesterov=config.nesterov)
+    def state(self) -> dict[str, Tensor]:
+        return optimizer_state(self.optimizer)
 
 
-def step_session(
-    optimizer: SGD, config: TrainingConfig, lr: float, gradients: Mapping[str, Tensor]
-) -> None:
-    """Scale and clip averaged gradients, given by parameter name, and step those parameters."""
+def step_parameters(optimizer: Stepped, gradients: Mapping[str, Tensor], lr: float) -> None:
+    """Step those parameters that have a gradient in `gradients`, which are by name."""
     for group in optimizer.param_groups:
         group["lr"] = lr
         for name, p in zip(group["names"], group["params"], strict=True):
-            if name in gradients:
-                p.grad = prepare_gradient(
-                    gradients[name], p.detach(), rule_of(p), config.clip, config.eps
-                )
+            p.grad = gradients.get(name)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-
-
-def momenta(optimizer: SGD) -> dict[str, Tensor]:
-    """The momenta by parameter name, on the CPU; zeros where a parameter was never stepped."""
-    found = {}
-    for group in optimizer.param_groups:
-        for name, p in zip(group["names"], group["params"], strict=True):
-            value = optimizer.state[p].get("momentum_buffer") if p in optimizer.state else None
-            found[name] = (torch.zeros_like(p) if value is None else value).detach().cpu().clone()
-    return found
-
-
-def load_momenta(optimizer: SGD, values: Mapping[str, Tensor]) -> None:
-    """Set the momenta by parameter name."""
-    for group in optimizer.param_groups:
-        for name, p in zip(group["names"], group["params"], strict=True):
-            if name in values:
-                value = values[name].to(device=p.device, dtype=p.dtype).clone()
-                optimizer.state[p]["momentum_buffer"] = value

@@ -15,15 +15,9 @@ from fmcortex.device import choose
 from fmcortex.errors import ConfigError
 from fmcortex.model.network import Network, SessionPart, SharedPart
 from fmcortex.training.build import build_session, build_shared
-from fmcortex.training.checkpoint import (
-    SHARED,
-    CheckpointManifest,
-    part_file,
-    step_folder,
-    write_manifest,
-    write_tensors,
-)
-from fmcortex.training.engine import LocalEngine, momenta
+from fmcortex.training.checkpoint import CheckpointManifest, step_folder, write_manifest
+from fmcortex.training.engine import LocalEngine
+from fmcortex.training.snapshot import take_snapshot, write_snapshot
 from fmcortex.training.step import StepReport, Trainer
 
 
@@ -215,20 +209,18 @@ def fit(
 
 def _save(config: RunConfig, trainer: Trainer) -> str:
     folder = step_folder(config.output, config.training.steps)
-    files = write_tensors(folder, part_file(SHARED), trainer.engine.module.state_dict())
-    files |= write_tensors(folder, part_file(SHARED, momenta=True), trainer.engine.momenta())
-    for name, part in trainer.sessions.items():
-        files |= write_tensors(folder, part_file(name), part.state_dict())
-        moments = momenta(trainer.optimizers[name])
-        files |= write_tensors(folder, part_file(name, momenta=True), moments)
+    snapshot = take_snapshot(trainer, config.training.steps)
+    files = write_snapshot(folder, snapshot)
     write_manifest(
         folder,
         CheckpointManifest(
-            step=config.training.steps,
+            step=snapshot.step,
             model=config.model,
-            units={name: part.units for name, part in trainer.sessions.items()},
+            units=snapshot.units,
             files=files,
             config=config.model_dump(mode="json"),
+            drawn=snapshot.drawn,
+            skipped=snapshot.skipped,
         ),
     )
     return folder

@@ -1,8 +1,10 @@
-"""Runs the training step on several ranks without Ray: what each process does."""
+"""Runs the loop of several ranks without Ray: what each process does."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +13,34 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cluster.placement import configured_costs, place_lanes
-from cluster.worker import build_trainer
+from cluster.loop import Nobody, train_rank
 from fmcortex.config import RunConfig
-from fmcortex.data.dataset import open_dataset
-from fmcortex.data.loader import ClipLoader
-from fmcortex.device import choose
-from fmcortex.training.engine import momenta
-from fmcortex.training.fit import neurons_of, plan_of
+from fmcortex.training.optimizer import optimizer_state
+from fmcortex.training.step import Trainer
+
+Sabotage = Callable[[int], None]
+
+
+class Told(Nobody):
+    """Stops when the process is sent a signal; keeps what is said."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.lines: list[str] = []
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self.hear)
+
+    def hear(self, number: int, frame: object) -> None:
+        self.asked = True
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def stop_asked(self) -> bool:
+        return self.asked
 
 
 def free_port() -> int:
@@ -30,11 +50,19 @@ def free_port() -> int:
 
 
 def rank_main(
-    rank: int, ranks: int, port: int, config: dict[str, Any], folder: str, first: int, last: int
+    rank: int,
+    ranks: int,
+    port: int,
+    config: dict[str, Any],
+    folder: str,
+    last: int | None,
+    sabotage: Sabotage | None,
+    environment: dict[str, str],
 ) -> None:
-    """Train steps `first` to `last` as one of `ranks`, and leave the state in `folder`."""
+    """Train as one of `ranks`, and leave the state in `folder`."""
     torch.set_num_threads(1)
     os.environ.update(
+        environment,
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
         RANK=str(rank),
@@ -43,27 +71,31 @@ def rank_main(
     )
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
     counted = count_bytes()  # before DeepSpeed takes hold of the collectives
-    run = RunConfig.model_validate(config)
-    dataset = open_dataset(run.data.url)
-    plan = plan_of(run, dataset)
-    costs = configured_costs(neurons_of(dataset, plan.sessions), run.cluster.costs)
-    placement = place_lanes(plan.lanes, costs, ranks)
-    trainer, begin = build_trainer(run, dataset, plan, placement, choose("cpu"), rank)
-    assert begin == first
-    loader = ClipLoader(dataset, plan, placement.lanes[rank], first, last)
-    for step, batches in enumerate(loader, start=first):
-        if step == last - 1:
-            counted.clear()
-        trainer.step(step, batches)
-    counted = dict(counted)
-    moments = trainer.engine.momenta()
+    of_step: dict[str, int] = {}
+    original = Trainer.step
+
+    def step(self: Trainer, *arguments: Any) -> Any:
+        counted.clear()
+        report = original(self, *arguments)
+        of_step.clear()
+        of_step.update(counted)
+        return report
+
+    Trainer.step = step  # type: ignore[method-assign]
+    if sabotage is not None:
+        sabotage(rank)
+    told = Told()
+    start = train_rank(RunConfig.model_validate(config), rank, ranks, outside=told, last=last)
+    trainer = start.trainer
+    trainer.engine.gather()
     state = {f"shared/{k}": v for k, v in trainer.engine.module.named_parameters()}
-    state |= {f"shared/{k}/m": v for k, v in moments.items()}
+    state |= {f"shared/{k}": v for k, v in trainer.engine.state().items()}
     for name, part in trainer.sessions.items():
         state |= {f"{name}/{k}": v for k, v in part.named_parameters()}
-        state |= {f"{name}/{k}/m": v for k, v in momenta(trainer.optimizers[name]).items()}
+        state |= {f"{name}/{k}": v for k, v in optimizer_state(trainer.optimizers[name]).items()}
     state = {k: v.detach().clone().contiguous() for k, v in state.items()}
-    save_file(state, f"{folder}/{rank}.safetensors", {k: str(v) for k, v in counted.items()})
+    notes = {k: str(v) for k, v in of_step.items()}
+    save_file(state, f"{folder}/{rank}.safetensors", {**notes, "said": "\n".join(told.lines)})
     dist.destroy_process_group()
 
 
@@ -101,17 +133,44 @@ def count_bytes() -> dict[str, int]:
 
 
 def run_ranks(
-    config: RunConfig, ranks: int, folder: Path, first: int = 0, last: int | None = None
+    config: RunConfig,
+    ranks: int,
+    folder: Path,
+    last: int | None = None,
+    sabotage: Sabotage | None = None,
 ) -> list[dict[str, torch.Tensor]]:
-    """Train on `ranks` processes; the state of each afterwards."""
+    """Train on `ranks` processes, from the newest checkpoint on; the state of each afterwards.
+
+    Args:
+        config: of the run.
+        ranks: how many.
+        folder: for what they leave; must not exist.
+        last: the step after which they save and stop; None for the run's last.
+        sabotage: is called in each process before it trains, with its rank.
+    """
     folder.mkdir(parents=True)
     arguments = (
         ranks,
         free_port(),
         config.model_dump(mode="json"),
         str(folder),
-        first,
-        config.training.steps if last is None else last,
+        last,
+        sabotage,
+        dict(os.environ),  # the server has those of its own start
     )
-    mp.start_processes(rank_main, arguments, ranks, start_method="spawn")
+    # Forked from a server that has imported everything once.
+    multiprocessing.set_forkserver_preload(["preload"])
+    mp.start_processes(rank_main, arguments, ranks, start_method="forkserver")
     return [load_file(folder / f"{rank}.safetensors") for rank in range(ranks)]
+
+
+def bytes_of_step(folder: Path, rank: int = 0) -> dict[str, int]:
+    """Bytes that a rank of `run_ranks` handed to each collective in its last step."""
+    with safe_open(folder / f"{rank}.safetensors", "pt") as file:
+        return {k: int(v) for k, v in (file.metadata() or {}).items() if k != "said"}
+
+
+def said(folder: Path, rank: int = 0) -> list[str]:
+    """What a rank of `run_ranks` said to the user."""
+    with safe_open(folder / f"{rank}.safetensors", "pt") as file:
+        return (file.metadata() or {})["said"].splitlines()

@@ -33,10 +33,11 @@ def state_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """All that a checkpoint holds, named as `reference_run` does; buffers left out."""
     found = {}
     for part in [SHARED, *checkpoint.sessions]:
-        moments = checkpoint.tensors(part, momenta=True)
+        kept = checkpoint.tensors(part, optimizer=True)
         weights = checkpoint.tensors(part)
-        found |= {f"{part}/{k}": weights[k] for k in moments}
-        found |= {f"{part}/{k}/m": v for k, v in moments.items()}
+        names = {name.split("/", 1)[1] for name in kept}
+        found |= {f"{part}/{k}": weights[k] for k in names}
+        found |= {f"{part}/{k}": v for k, v in kept.items()}
     return found
 
 

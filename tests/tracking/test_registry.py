@@ -30,7 +30,7 @@ UNITS = {"mouse01-1-1": 5, "mouse02-1-1": 3}
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A checkpoint of random weights, with momenta."""
+    """A checkpoint of random weights, with an optimizer state."""
     folder = str(tmp_path_factory.mktemp("run") / "checkpoints" / "step-00000040")
     model = preset("tiny")
     parts: dict[str, Any] = {SHARED: build_shared(model, 0)}
@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     files = {}
     for name, part in parts.items():
         files |= write_tensors(folder, part_file(name), part.state_dict())
-        files |= write_tensors(folder, part_file(name, momenta=True), part.state_dict())
+        files |= write_tensors(folder, part_file(name, optimizer=True), part.state_dict())
     config: dict[str, Any] = {"data": {"url": "somewhere"}}
     manifest = CheckpointManifest(step=40, model=model, units=UNITS, files=files, config=config)
     write_manifest(folder, manifest)
@@ -85,7 +85,7 @@ def test_version_says_where_it_comes_from(
     assert client(store).get_run(registered.run_id).info.status == "FINISHED"
 
 
-def test_resolved_model_is_the_checkpoint_without_momenta(
+def test_resolved_model_is_the_checkpoint_without_optimizer(
     registered: RegisteredModel, checkpoint: str, store: str
 ) -> None:
     folder = resolve("models:/cortex@best", store)

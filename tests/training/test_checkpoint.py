@@ -19,6 +19,7 @@ from fmcortex.training.checkpoint import (
     SHARED,
     Checkpoint,
     CheckpointManifest,
+    latest_step,
     list_checkpoints,
     newest,
     open_checkpoint,
@@ -44,7 +45,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, module in {SHARED: shared, **parts}.items():
         files |= write_tensors(folder, part_file(name), module.state_dict())
         moments = {k: torch.full_like(p, 0.5) for k, p in module.named_parameters()}
-        files |= write_tensors(folder, part_file(name, momenta=True), moments)
+        files |= write_tensors(folder, part_file(name, optimizer=True), moments)
     manifest = CheckpointManifest(
         step=40, model=CONFIG, units=UNITS, files=files, config={"training": {"seed": 1}}
     )
@@ -82,7 +83,7 @@ def damage(path: Path, how: str) -> None:
 
 def test_names_of_files() -> None:
     assert part_file(SHARED) == "shared.safetensors"
-    assert part_file("m1", momenta=True) == "sessions/m1.momenta.safetensors"
+    assert part_file("m1", optimizer=True) == "sessions/m1.optimizer.safetensors"
     assert step_folder("s3://b/run/", 40) == "s3://b/run/checkpoints/step-00000040"
 
 
@@ -94,7 +95,7 @@ def test_what_was_written_is_read(saved: Path) -> None:
     found = checkpoint.network("m2").state_dict()
     assert set(found) == set(expected)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
-    moments = checkpoint.tensors("m1", momenta=True)
+    moments = checkpoint.tensors("m1", optimizer=True)
     assert moments["readout.position.mu"].shape == (3, 2)
     assert all((m == 0.5).all() for m in moments.values())
     checkpoint.verify()
@@ -118,17 +119,17 @@ def test_a_session_that_is_not_in_it(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["missing", "flipped", "truncated", "longer", "empty"])
-@pytest.mark.parametrize(("part", "momenta"), [(SHARED, False), ("m2", True)])
-def test_damage_is_found(run: Path, how: str, part: str, momenta: bool) -> None:
+@pytest.mark.parametrize(("part", "optimizer"), [(SHARED, False), ("m2", True)])
+def test_damage_is_found(run: Path, how: str, part: str, optimizer: bool) -> None:
     folder = Path(step_folder(str(run), 40))
-    damage(folder / part_file(part, momenta), how)
+    damage(folder / part_file(part, optimizer), how)
     checkpoint = Checkpoint(str(folder))
     why = "no such file" if how == "missing" else "differs from the manifest; it is corrupt"
-    message = f"{part_file(part, momenta)}: .*{why}"
+    message = f"{part_file(part, optimizer)}: .*{why}"
     with pytest.raises(CheckpointError, match=message):
         checkpoint.verify()
     with pytest.raises(CheckpointError, match=message):
-        checkpoint.tensors(part, momenta)
+        checkpoint.tensors(part, optimizer)
     checkpoint.tensors("m1")  # the others can still be read
 
 
@@ -137,8 +138,9 @@ def test_damage_is_found(run: Path, how: str, part: str, momenta: bool) -> None:
     [
         ('{"step": 40', "Invalid JSON"),
         ("", "Invalid JSON"),
-        ('{"version": 1, "step": -1}', "step: Input should be greater than or equal to 0"),
-        ('{"version": 2, "step": 1}', "version: "),
+        ('{"version": 2, "step": -1}', "step: Input should be greater than or equal to 0"),
+        ('{"version": 1, "step": 1}', "version: "),
+        ('{"version": 3, "step": 1}', "version: "),
         ('{"sessions": [], "tool_version": "1"}', "step: Field required"),
     ],
 )
@@ -167,7 +169,7 @@ def test_open_checkpoint_takes_a_run_or_a_checkpoint(run: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("how", ["missing", "flipped", "truncated"])
 def test_newest_falls_back_and_says_so(run: Path, how: str) -> None:
-    damage(Path(step_folder(str(run), 40)) / "sessions/m1.momenta.safetensors", how)
+    damage(Path(step_folder(str(run), 40)) / "sessions/m1.optimizer.safetensors", how)
     damage(Path(step_folder(str(run), 30)) / MANIFEST, "truncated")
     heard: list[str] = []
     found = newest(str(run), heard.append)
@@ -175,7 +177,7 @@ def test_newest_falls_back_and_says_so(run: Path, how: str) -> None:
     assert found.step == 20
     found.verify()
     assert len(heard) == 2
-    assert "step-00000040/sessions/m1.momenta.safetensors: " in heard[0]
+    assert "step-00000040/sessions/m1.optimizer.safetensors: " in heard[0]
     assert "step-00000030/manifest.json: " in heard[1]
     assert all(line.endswith("; trying the checkpoint before it") for line in heard)
 
@@ -208,6 +210,13 @@ def test_prune_keeps_the_newest(run: Path, keep: int, left: list[int]) -> None:
     assert list_checkpoints(str(run)) == [step_folder(str(run), step) for step in left]
     assert len(list((run / "checkpoints").iterdir())) == len(left)
     open_checkpoint(str(run)).verify()
+
+
+def test_prune_spares_what_it_is_told_to(run: Path) -> None:
+    prune(str(run), 1, spare=[20])
+    assert list_checkpoints(str(run)) == [step_folder(str(run), step) for step in (40, 20)]
+    assert latest_step(str(run)) == 40
+    assert latest_step(str(run / "elsewhere")) == 0
 
 
 def test_prune_removes_the_manifest_first(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

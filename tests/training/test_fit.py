@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +11,17 @@ import torch
 
 from fmcortex.config import RunConfig
 from fmcortex.data.dataset import PreparedDataset, open_dataset
+from fmcortex.data.loader import Batch
+from fmcortex.data.plan import Clip, Draw
 from fmcortex.errors import ConfigError, DataError
-from fmcortex.model.network import SharedPart
+from fmcortex.model.network import SessionPart, SharedPart
 from fmcortex.model.parameters import rule_of
 from fmcortex.training import fit as module
 from fmcortex.training.build import build_session, build_shared
 from fmcortex.training.checkpoint import open_checkpoint
+from fmcortex.training.diagnosis import diagnose, explain
 from fmcortex.training.fit import FitResult, fit, plan_of, sessions_of
+from fmcortex.training.step import StepReport
 
 Change = Callable[..., RunConfig]
 ONE, TWO, THREE = "mouse01-1-1", "mouse02-1-1", "mouse03-1-1"
@@ -240,23 +245,70 @@ def test_the_checkpoint_holds_what_was_trained(change: Change) -> None:
     assert RunConfig.model_validate(checkpoint.manifest.config) == config
     parts = {name: checkpoint.session(name) for name in checkpoint.sessions}
     assert same(state(FitResult(checkpoint.shared(), parts)), state(result))
-    # The last step's momenta, of every parameter.
-    moments = checkpoint.tensors(TWO, momenta=True)
-    assert set(moments) == {name for name, _ in result.sessions[TWO].named_parameters()}
-    assert moments["readout.biases.0"].any()
-    assert checkpoint.tensors("shared", momenta=True)["core.recurrent.out.weights.0"].any()
+    # The optimizer's state after the last step, of every parameter.
+    names = {name for name, _ in result.sessions[TWO].named_parameters()}
+    kept = checkpoint.tensors(TWO, optimizer=True)
+    assert set(kept) == {f"{kind}/{n}" for kind in ("momentum_buffer", "steps") for n in names}
+    assert kept["momentum_buffer/readout.biases.0"].any()
+    assert 0 < kept["steps/readout.biases.0"] <= 3
+    shared = checkpoint.tensors("shared", optimizer=True)
+    assert shared["momentum_buffer/core.recurrent.out.weights.0"].any()
+    assert checkpoint.manifest.drawn == {ONE: 3, TWO: 3, THREE: 3}
 
 
-def test_a_loss_that_is_not_finite_stops_by_name(change: Change) -> None:
-    config = change()
+def overflowing(config: RunConfig) -> SessionPart:
+    """A part of session THREE whose neuron 4 overflows on every stimulus."""
     part = build_session(config.model, 9, 0, THREE)
     with torch.no_grad():
         for bias in part.readout.biases:
-            bias[4] = 1e4  # exp overflows
-    before = part.state_dict()["readout.biases.1"].clone()
-    with pytest.raises(DataError, match=rf"session {THREE}: the loss is not finite at step 0 \(tr"):
+            bias[4] = 1e4
+    return part
+
+
+def test_a_loss_that_is_not_finite_stops_by_name(change: Change) -> None:
+    config = change(training__max_skipped=0)
+    part = overflowing(config)
+    before = {name: value.clone() for name, value in part.state_dict().items()}
+    with pytest.raises(DataError) as stopped:
         fit(config, sessions={THREE: part})
-    assert torch.equal(part.readout.biases[1], before)
+    assert "not finite at step 0, and 1 step had to be skipped" in str(stopped.value)
+    assert f"session {THREE}, trials [" in str(stopped.value)
+    assert "outputs of neuron 4 (of 9) are not finite; lower training.lr" in str(stopped.value)
+    assert all(torch.equal(value, before[name]) for name, value in part.state_dict().items())
+
+
+def test_steps_that_are_not_finite_are_skipped_by_all(change: Change) -> None:
+    config = change(training__max_skipped=2)
+    shared, parts = build_shared(config.model, 0), {THREE: overflowing(config)}
+    before = {name: value.clone() for name, value in shared.state_dict().items()}
+    heard: list[StepReport] = []
+    with pytest.raises(DataError, match="at step 2, and 3 steps had to be skipped"):
+        fit(config, shared, parts, on_step=heard.append)
+    assert [(r.step, r.skipped) for r in heard] == [(0, True), (1, True)]
+    assert all(math.isfinite(r.losses[0]) for r in heard)  # of the session that is well
+    assert all(torch.equal(value, before[name]) for name, value in shared.state_dict().items())
+
+
+def test_infinite_responses_are_named() -> None:
+    draw = Draw(3, 0, "m", (Clip(7, 0), Clip(2, 5)), 0, 0)
+    responses = torch.zeros(2, 6, 12)
+    responses[1, 4, 3] = math.inf
+    responses[0, 1, 5] = math.inf  # in the burn-in, where it does not count
+    empty = torch.zeros(2, 6, 1)
+    trouble = diagnose(Batch(draw, empty, empty, empty, responses), torch.zeros(2, 6, 12), 3, 2)
+    assert (trouble.trials, trouble.recorded, trouble.predicted) == ((2, 7), (3,), ())
+    assert explain([trouble], 3, 1).endswith(
+        "session m, trials [2, 7]: recorded responses of neuron 3 (of 12) are infinite; "
+        "repair or leave out these trials"
+    )
+    raw = torch.full((2, 6, 12), math.nan)
+    trouble = diagnose(Batch(draw, empty, empty, empty, torch.zeros(2, 6, 12)), raw, 3, 2)
+    assert "outputs of all 12 neurons are not finite" in explain([trouble], 3, 1)
+    raw = torch.zeros(2, 6, 12)
+    raw[..., :10] = 1e4
+    trouble = diagnose(Batch(draw, empty, empty, empty, torch.zeros(2, 6, 12)), raw, 3, 2)
+    assert "neurons 0, 1, 2, 3, 4, 5, 6, 7 and 2 more (of 12)" in explain([trouble], 3, 1)
+    assert "a gradient is not" in explain([], 3, 1)
 
 
 def test_the_cache_is_that_of_the_configuration(

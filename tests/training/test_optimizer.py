@@ -9,10 +9,21 @@ import pytest
 import torch
 
 from fmcortex.config import TrainingConfig
-from fmcortex.model.parameters import Rule, ruled
-from fmcortex.training.engine import LocalEngine, load_momenta, momenta, session_optimizer
+from fmcortex.model.parameters import Rule, rule_of, ruled
+from fmcortex.training.engine import LocalEngine
 from fmcortex.training.objective import objective
-from fmcortex.training.optimizer import SGD, norms, parameter_groups, prepare_gradient
+from fmcortex.training.optimizer import (
+    SGD,
+    AdamW,
+    Stepped,
+    load_optimizer_state,
+    make_optimizer,
+    norms,
+    optimizer_state,
+    parameter_groups,
+    prepare_gradient,
+    prepare_gradients,
+)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -97,8 +108,16 @@ def test_five_steps_by_the_formula(nesterov: bool) -> None:
         optimizer.step()
     for name, p in module.named_parameters():
         assert p.detach().numpy() == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
-    for name, value in momenta(optimizer).items():
-        assert value.numpy() == pytest.approx(m[name], rel=1e-4, abs=1e-6), name
+    kept = optimizer_state(optimizer)
+    for name, value in m.items():
+        momentum = kept[f"momentum_buffer/{name}"].numpy()
+        assert momentum == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    assert {name: int(kept[f"steps/{name}"]) for name in m} == {
+        "free": 5,
+        "second": 3,
+        "first": 5,
+        "plain": 5,
+    }
 
 
 def test_decay_is_not_accumulated() -> None:
@@ -109,7 +128,7 @@ def test_decay_is_not_accumulated() -> None:
         optimizer.step()
     # torch.optim.SGD would accumulate the decay in its momentum and be faster.
     assert float(p.detach()) == pytest.approx(0.9**3)
-    assert float(momenta(optimizer)["p"]) == 0
+    assert float(optimizer_state(optimizer)["momentum_buffer/p"]) == 0
 
 
 def test_an_inactive_group_rests() -> None:
@@ -124,7 +143,9 @@ def test_an_inactive_group_rests() -> None:
     optimizer.step()
     moved = {n for n, p in module.named_parameters() if not torch.equal(p.detach(), before[n])}
     assert moved == {"free", "first", "plain"}
-    assert {n for n, m in momenta(optimizer).items() if m.any()} == moved
+    kept = optimizer_state(optimizer)
+    assert {n for n in before if kept[f"momentum_buffer/{n}"].any()} == moved
+    assert {n for n in before if kept[f"steps/{n}"]} == moved
 
 
 def test_groups_of_equal_decay_and_stream() -> None:
@@ -143,30 +164,72 @@ def test_groups_of_equal_decay_and_stream() -> None:
     assert [g["names"] for g in backwards] == [g["names"] for g in groups]
 
 
-def test_momenta_are_saved_and_loaded() -> None:
-    config = TrainingConfig(momentum=0.7)
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_state_is_saved_and_loaded(name: str) -> None:
+    config = TrainingConfig.model_validate({"optimizer": name, "momentum": 0.7})
 
-    def run(optimizer: SGD, module: Toy, steps: range) -> None:
+    def make(module: Toy) -> Stepped:
+        return make_optimizer(dict(module.named_parameters()), config)
+
+    def run(optimizer: Stepped, module: Toy, steps: range) -> None:
         for step in steps:
             for i, p in enumerate(module.parameters()):
                 p.grad = random(*p.shape, seed=10 * step + i)
             optimizer.step()
 
     whole, half, rest = Toy(), Toy(), Toy()
-    run(session_optimizer(whole, config), whole, range(4))
-    first = session_optimizer(half, config)
-    assert not any(m.any() for m in momenta(first).values())
+    run(make(whole), whole, range(4))
+    first = make(half)
+    assert not any(m.any() for m in optimizer_state(first).values())
     run(first, half, range(2))
-    saved = momenta(first)
-    second = session_optimizer(rest, config)
+    saved = optimizer_state(first)
+    second = make(rest)
     rest.load_state_dict(half.state_dict())
-    load_momenta(second, saved)
-    kept = {name: value.clone() for name, value in saved.items()}
+    load_optimizer_state(second, saved)
+    kept = {key: value.clone() for key, value in saved.items()}
     run(second, rest, range(2, 4))
-    for name, p in whole.named_parameters():
-        assert torch.equal(p, rest.get_parameter(name))
+    for key, p in whole.named_parameters():
+        assert torch.equal(p, rest.get_parameter(key))
     # What was saved does not follow the optimizers that it came from or went to.
-    assert all(torch.equal(saved[name], kept[name]) for name in kept)
+    assert all(torch.equal(saved[key], kept[key]) for key in kept)
+
+
+def test_adamw_is_that_of_pytorch() -> None:
+    ours, theirs = Toy(), Toy()
+    groups = parameter_groups(dict(ours.named_parameters()), 0.05)
+    one = AdamW(groups, lr=0.01, betas=(0.8, 0.95), eps=1e-6)
+    decays = [{"params": [theirs.free], "weight_decay": 0.0}]
+    decays.append({"params": [theirs.plain, theirs.first, theirs.second], "weight_decay": 0.05})
+    two = torch.optim.AdamW(decays, lr=0.01, betas=(0.8, 0.95), eps=1e-6)
+    for step in range(6):
+        for i, (p, q) in enumerate(zip(ours.parameters(), theirs.parameters(), strict=True)):
+            # A stream that is not trained neither moves nor ages.
+            resting = p is ours.second and step % 2
+            p.grad = None if resting else random(*p.shape, seed=10 * step + i)
+            q.grad = None if p.grad is None else p.grad.clone()
+        one.step()
+        two.step()
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-6, atol=1e-7), name
+
+
+def test_prepared_gradients_say_how_much_was_clipped() -> None:
+    module = Toy()
+    parameters = dict(module.named_parameters())
+    gradients = {"first": torch.stack([torch.ones(4) * 1e-6, torch.ones(4)]), "free": torch.ones(3)}
+    prepared = prepare_gradients(gradients, parameters, 0.01, 1e-3)
+    # `first` has a unit a row, `free` is one unit; the small row alone is left as it is.
+    assert (float(prepared.clipped), prepared.units) == (2.0, 3)
+    expected = {
+        name: prepare_gradient(g, parameters[name].detach(), rule_of(parameters[name]), 0.01, 1e-3)
+        for name, g in gradients.items()
+    }
+    assert all(torch.equal(prepared.gradients[name], expected[name]) for name in gradients)
+    squares = sum(float(d.double().square().sum()) for d in expected.values())
+    assert float(prepared.squares) == pytest.approx(squares, rel=1e-6)
+    free = prepare_gradients(gradients, parameters, None, 1e-3)
+    assert (float(free.clipped), free.units) == (0.0, 0)
+    assert float(free.squares) == pytest.approx(7.0, rel=1e-6)
 
 
 def test_the_engine_steps_what_has_a_gradient() -> None:
@@ -176,7 +239,7 @@ def test_the_engine_steps_what_has_a_gradient() -> None:
     engine = LocalEngine(module, config)  # type: ignore[arg-type]
     engine.step({"plain": torch.ones(5)}, 0.1, {0})
     assert torch.allclose(module.plain, before["plain"] - 0.1 * 1.5)
-    assert torch.equal(engine.momenta()["plain"], torch.ones(5))
+    assert torch.equal(engine.state()["momentum_buffer/plain"], torch.ones(5))
     for name in ("free", "first", "second"):
         assert torch.equal(module.get_parameter(name), before[name])
     frozen = LocalEngine(module, config, frozen=True)  # type: ignore[arg-type]

@@ -1,0 +1,214 @@
+"""Gathers what all ranks did in each step; rank 0 sends it to MLflow and to the user."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from cluster.checkpoints import Saved
+from cluster.placement import write_costs
+from fmcortex import storage
+from fmcortex.config import RunConfig
+from fmcortex.data.loader import ClipLoader
+from fmcortex.errors import FmcortexError, StorageError
+from fmcortex.tracking.run import RunLog
+from fmcortex.training.step import StepReport, Trainer
+
+if TYPE_CHECKING:
+    from cluster.loop import Outside
+
+#: Steps whose metrics are gathered and sent together.
+REPORT_EVERY = 10
+#: First steps of a start, slower than the rest, whose times do not count.
+WARM = 3
+#: File with the measured cost of each session, for `cluster.costs` of a later run.
+COSTS_FILE = "costs.json"
+
+
+class Reporter:
+    """Reports of the steps of one rank; all ranks must make the same calls.
+
+    Args:
+        config: of the run.
+        trainer: of this rank.
+        log: the MLflow run, on rank 0.
+        outside: hears of the progress, from rank 0.
+    """
+
+    def __init__(
+        self, config: RunConfig, trainer: Trainer, log: RunLog | None, outside: Outside
+    ) -> None:
+        self.config, self.log, self.outside = config, log, outside
+        self.peers, self.plan, self.device = trainer.peers, trainer.plan, trainer.compute.device
+        self.trainer = trainer
+        self.waiting: list[StepReport] = []
+        self.epoch: list[float] = []
+        self.costs: dict[str, list[float]] = {}
+        self.seen = 0
+        self.read_stall = self.read_stall_before = self.save_stall = 0.0
+        self.since = time.perf_counter()
+        # One thread, so that everything is sent in order, and a slow server holds up nobody.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tracking")
+        self._sent: Future[None] | None = None
+        self._complained = False
+
+    def add(self, report: StepReport, loader: ClipLoader) -> None:
+        """Keep the report of a step."""
+        self.waiting.append(report)
+        self.read_stall = loader.stalled
+        self.seen += 1
+        if self.seen > WARM:
+            for lane, seconds in report.seconds.items():
+                self.costs.setdefault(report.sessions[lane], []).append(seconds)
+
+    def stalled(self, seconds: float) -> None:
+        """Training stood still for `seconds` because of a checkpoint."""
+        self.save_stall += seconds
+
+    def after_step(self, done: int, now: bool) -> None:
+        """Send what waits, now and then; `now`: in any case."""
+        epoch_ends = done % self.config.training.steps_per_epoch == 0
+        if now or epoch_ends or done % REPORT_EVERY == 0:
+            self._send(done, epoch_ends)
+
+    def _send(self, done: int, epoch_ends: bool) -> None:
+        mine = (self.waiting, memory_gb(self.device), self.costs if epoch_ends else {})
+        told = self.peers.gather(mine)
+        steps, self.waiting = len(self.waiting), []
+        now = time.perf_counter()
+        seconds, self.since = now - self.since, now
+        stalled = self.read_stall - self.read_stall_before
+        self.read_stall_before = self.read_stall
+        if self.peers.rank != 0 or not steps:
+            return
+        batches: list[tuple[dict[str, float], int]] = []
+        for of_ranks in zip(*(reports for reports, *_ in told), strict=True):
+            metrics = step_metrics(of_ranks)
+            self.epoch.append(metrics["train/loss"])
+            batches.append((metrics, of_ranks[0].step + 1))
+        clips = steps * len(self.plan.lanes) * self.config.data.batch
+        totals = {
+            "train/skipped": self.trainer.skipped,
+            "speed/steps_per_second": steps / seconds,
+            "speed/clips_per_second": clips / seconds,
+            "speed/stall_fraction": stalled / seconds,
+            "checkpoint/stall_seconds": self.save_stall,
+        }
+        for kind in ("rss", "gpu"):
+            if found := [memory[kind] for _, memory, _ in told if kind in memory]:
+                totals[f"memory/{kind}_gb"] = max(found)
+        if epoch_ends:
+            totals["epoch/loss"] = sum(self.epoch) / len(self.epoch)
+            self.epoch = []
+            self._write_costs([costs for *_, costs in told])
+        batches.append((totals, done))
+        self._submit(batches)
+        last = batches[-2][0]
+        self.outside.tell(
+            done,
+            f"loss {last['train/loss']:.4f}, lr {last['train/lr']:.3g}, "
+            f"{totals['speed/clips_per_second']:.1f} clips/s",
+        )
+
+    def validation(self, done: int, scores: Mapping[str, float]) -> None:
+        """Gather and log the validation scores of all ranks."""
+        told = self.peers.gather(dict(scores))
+        self.since = time.perf_counter()  # validation is not counted as training time
+        joined = {name: value for some in told for name, value in some.items()}
+        if self.peers.rank != 0 or not joined:
+            return
+        metrics = {f"validation/cc_abs/{name}": value for name, value in joined.items()}
+        metrics["validation/cc_abs"] = sum(joined.values()) / len(joined)
+        self._submit([(metrics, done)])
+
+    def saved(self, done: int, saved: Saved | None) -> None:
+        """Tell of a save that has ended.
+
+        Raises:
+            StorageError: on all ranks, when too many saves in a row have failed.
+        """
+        if saved is None:
+            return
+        if saved.problem is None:
+            self._submit([({"checkpoint/seconds": saved.seconds}, done)])
+            return
+        limit = self.config.checkpoint.max_failures
+        if saved.failures > limit:
+            raise StorageError(
+                f"{saved.failures} checkpoints in a row could not be saved "
+                f"(checkpoint.max_failures: {limit}): {saved.problem}"
+            )
+        self._say(f"checkpoint of step {saved.step} not saved: {saved.problem}; going on")
+
+    def close(self) -> None:
+        """Send what waits; called also when the rank fails."""
+        self._submit([])
+        self._pool.shutdown(wait=True)
+
+    def _submit(self, batches: Sequence[tuple[Mapping[str, float], int]]) -> None:
+        if self.log is not None:
+            self._sent = self._pool.submit(self._record, list(batches))
+
+    def _record(self, batches: Sequence[tuple[Mapping[str, float], int]]) -> None:
+        """Log and send; a tracking server that is away does not stop the training."""
+        assert self.log is not None
+        for metrics, step in batches:
+            self.log.collect(metrics, step)
+        try:
+            self.log.flush()
+            self._complained = False
+        except Exception as error:  # MLflow's, its client's or the database's own
+            if not self._complained:
+                line = " ".join(str(error).split())[:200]
+                self._say(f"metrics cannot be sent, and are kept for later: {line}")
+            self._complained = True
+
+    def _say(self, line: str) -> None:
+        if self.peers.rank == 0:
+            self.outside.say(line)
+
+    def _write_costs(self, told: Sequence[Mapping[str, Sequence[float]]]) -> None:
+        found: dict[str, list[float]] = {}
+        for costs in told:
+            for name, seconds in costs.items():
+                found.setdefault(name, []).extend(seconds)
+        if not found:
+            return
+        medians = {name: sorted(s)[len(s) // 2] for name, s in found.items()}
+        try:
+            write_costs(storage.join(self.config.output, COSTS_FILE), medians)
+        except FmcortexError as error:
+            self._say(f"{error}; going on")
+
+
+def step_metrics(of_ranks: Sequence[StepReport]) -> dict[str, float]:
+    """The metrics of one step from the reports of all ranks."""
+    first = of_ranks[0]
+    by_session: dict[str, list[float]] = {}
+    for report in of_ranks:
+        for lane, loss in report.losses.items():
+            by_session.setdefault(report.sessions[lane], []).append(loss)
+    losses = [loss for some in by_session.values() for loss in some]
+    metrics = {
+        "train/loss": sum(losses) / len(losses),
+        "train/lr": first.lr,
+        "grad/norm": first.norms["all"],
+        "grad/shared": first.norms["shared"],
+        "grad/sessions": first.norms["sessions"],
+        "grad/clipped": first.clipped,
+        "grad/coefficient": first.coefficient,
+    }
+    return metrics | {f"loss/{name}": sum(v) / len(v) for name, v in by_session.items()}
+
+
+def memory_gb(device: torch.device) -> dict[str, float]:
+    """Memory of this process: `rss`, and `gpu` at its peak, in 10^9 bytes."""
+    found: dict[str, Any] = {"rss": psutil.Process().memory_info().rss / 1e9}
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.max_memory_allocated(device) / 1e9
+    return found
