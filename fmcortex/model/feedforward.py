@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from fmcortex.model.layers import Conv, cat_groups, channel_mask, nonlinearity
+from fmcortex.model.layers import Conv, cat_groups, channel_mask, draw_kept, nonlinearity, run
 from fmcortex.model.sizes import ModelConfig
 
 
@@ -44,14 +46,22 @@ class Block(nn.Module):
                 )
 
     def forward(
-        self, x: Tensor, stream: int | None, streams: int, dropout: float, noise: Generator | None
+        self,
+        x: Tensor,
+        stream: int | None,
+        streams: int,
+        dropout: float,
+        kept: Sequence[Tensor | None],
     ) -> Tensor:
-        """x [N, S*channels, T, H, W] to [N, S*(layers+1)*channels, T, H, W]."""
+        """x [N, S*channels, T, H, W] to [N, S*(layers+1)*channels, T, H, W].
+
+        `kept` are the channels [N, S*channels] that each layer keeps of its input.
+        """
         groups = self.groups * streams
         out, seen = x, x  # `seen` is replaced in the first layer
         for layer, conv in enumerate(self.convs):
             y = nonlinearity(x)
-            mask = channel_mask(y.shape[0], y.shape[1], dropout, noise, y)
+            mask = channel_mask(kept[layer], dropout, y)
             if mask is not None:
                 y = y * mask[:, :, None, None, None]
             if layer == 0:
@@ -70,6 +80,8 @@ class Feedforward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.streams, self.pools, self.dropout = config.streams, config.block_pools, config.dropout
+        self.sizes = list(zip(config.block_channels, config.block_layers, strict=True))
+        self.recompute = False  # see SharedPart.checkpoint_activations
         self.inputs, self.blocks = nn.ModuleList(), nn.ModuleList()
         features = 1
         for i, channels in enumerate(config.block_channels):
@@ -109,8 +121,17 @@ class Feedforward(nn.Module):
         """Features of retina [N, T, H', W'] as [N, S*out, T, h, w]; `noise` draws the dropout."""
         streams = self.streams if stream is None else 1
         x = retina[:, None].expand(-1, streams, -1, -1, -1)  # [N, S, T, H', W']
-        for conv, block, pool in zip(self.inputs, self.blocks, self.pools, strict=True):
-            x = block(conv(x, stream), stream, streams, self.dropout, noise)
-            if pool > 1:
-                x = F.avg_pool3d(x, (1, pool, pool))
+        for i, (channels, layers) in enumerate(self.sizes):
+            kept = [
+                draw_kept(len(x), streams * channels, self.dropout, noise) for _ in range(layers)
+            ]
+            x = run(self.recompute, self._stage, x, i, stream, streams, *kept)
         return self.out(x, stream)
+
+    def _stage(
+        self, x: Tensor, i: int, stream: int | None, streams: int, *kept: Tensor | None
+    ) -> Tensor:
+        """Block `i` with the convolution before it and the pooling after it."""
+        x = self.blocks[i](self.inputs[i](x, stream), stream, streams, self.dropout, kept)
+        pool = self.pools[i]
+        return F.avg_pool3d(x, (1, pool, pool)) if pool > 1 else x

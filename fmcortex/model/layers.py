@@ -7,14 +7,18 @@ Streams are concatenated along channels, stream by stream, and convolved as grou
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from fmcortex.model.parameters import Rule, chosen, per_stream, stacked
+
+T = TypeVar("T")
 
 #: Keeps the variance of a standard normal input: 1 / std(gelu(z)).
 GELU_GAMMA = 1.7015043497085571
@@ -48,17 +52,33 @@ def standardize(weight: Tensor, dims: tuple[int, ...]) -> Tensor:
     return (weight - mean) / torch.sqrt(variance * fan_in + 1e-5)
 
 
-def channel_mask(
-    samples: int, channels: int, dropout: float, noise: Generator | None, like: Tensor
+def draw_kept(
+    samples: int, channels: int, dropout: float, noise: Generator | None
 ) -> Tensor | None:
-    """A mask [N, C] that drops whole channels for a whole sequence; None where nothing is dropped.
+    """Which channels [N, C] are kept for a whole sequence; None where nothing is dropped.
 
     It is drawn on the CPU, so that it does not depend on the device.
     """
     if dropout == 0 or noise is None:
         return None
-    keep = torch.rand(samples, channels, generator=noise) >= dropout
-    return keep.to(like) / (1 - dropout)
+    return torch.rand(samples, channels, generator=noise) >= dropout
+
+
+def channel_mask(kept: Tensor | None, dropout: float, like: Tensor) -> Tensor | None:
+    """What `like`'s channels are multiplied by, [N, C]: 0, or 1 / (1 - dropout) where kept."""
+    return None if kept is None else kept.to(like) / (1 - dropout)
+
+
+def run(recompute: bool, function: Callable[..., T], *arguments: Any) -> T:
+    """`function(*arguments)`; with `recompute`, only its tensor arguments are kept for backward.
+
+    Its activations are then computed again in the backward pass, so it must draw nothing at
+    random.
+    """
+    if not (recompute and torch.is_grad_enabled()):
+        return function(*arguments)
+    result: T = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return result
 
 
 class Conv(nn.Module):

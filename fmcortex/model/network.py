@@ -51,6 +51,15 @@ class SharedPart(nn.Module):
         self.core = Core(config)
         self.modulation = SharedModulation(config)
 
+    def checkpoint_activations(self, on: bool) -> None:
+        """Whether activations are computed again in the backward pass rather than kept.
+
+        Outputs and gradients are the same; a step takes less memory and more time. It belongs to
+        how the part is run, and is not saved with it.
+        """
+        self.core.feedforward.recompute = on
+        self.core.recurrent.recompute = on
+
     def forward(
         self,
         retina: Tensor,

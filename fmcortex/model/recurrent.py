@@ -6,13 +6,14 @@ and of the modulation, the standardised weights and the output are computed for 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from fmcortex.model.layers import Conv, InterGroup, cat_groups, channel_mask
+from fmcortex.model.layers import Conv, InterGroup, cat_groups, channel_mask, draw_kept, run
 from fmcortex.model.parameters import Rule, per_stream, stacked
 from fmcortex.model.sizes import ModelConfig
 
@@ -47,6 +48,11 @@ def lstm_update(gates: tuple[Tensor, ...], cell: Tensor) -> tuple[Tensor, Tensor
     return torch.sigmoid(o) * torch.tanh(cell), cell
 
 
+def segment_length(frames: int) -> int:
+    """Frames between the states that are kept when the rest is computed again: least memory."""
+    return math.isqrt(max(frames - 1, 0)) + 1  # the root, rounded up
+
+
 class Recurrent(nn.Module, ABC):
     """What both recurrences share: their input projections, the loop over frames, the output."""
 
@@ -55,6 +61,7 @@ class Recurrent(nn.Module, ABC):
         self.streams, self.groups = config.streams, config.recurrent_groups
         self.inputs, self.hidden = config.recurrent_in, config.recurrent_hidden
         self.dropout = config.dropout
+        self.recompute = False  # see SharedPart.checkpoint_activations
         projections = 2 + (self.groups > 1)
         gain = projections**-0.5
         project = nn.ModuleList()
@@ -123,24 +130,51 @@ class Recurrent(nn.Module, ABC):
         samples, _, _, height, width = driven.shape
         hidden = driven.new_zeros(samples, streams * self.hidden, height, width)
         cell = hidden
-        masks = [
-            channel_mask(samples, streams * size, self.dropout, noise, driven)
+        kept = [
+            draw_kept(samples, streams * size, self.dropout, noise)
             for size in (self.inputs, self.hidden)
         ]
+        masks = [channel_mask(one, self.dropout, driven) for one in kept]
         weights = self.prepare(stream, groups)
+        length = segment_length(driven.shape[2]) if self.recompute else driven.shape[2]
+        states: list[Tensor] = []
+        for part in driven.split(length, dim=2):
+            some, cell = run(
+                self.recompute, self._segment, part, hidden, cell, groups, inter, *masks, *weights
+            )
+            states += some
+            hidden = some[-1]
+        return self.out(torch.stack(states, dim=2), stream)
+
+    def _segment(
+        self,
+        driven: Tensor,
+        hidden: Tensor,
+        cell: Tensor,
+        groups: int,
+        inter: Tensor | None,
+        mask_in: Tensor | None,
+        mask_out: Tensor | None,
+        *weights: Tensor,
+    ) -> tuple[list[Tensor], Tensor]:
+        """Hidden states [N, S*hidden, h, w] of each of some frames, and the last cell.
+
+        They are stacked outside, where all are: gradients are then summed in the same order
+        whatever the length of the segments.
+        """
         states = []
         for x in driven.unbind(2):  # [N, S*in, h, w]
             if inter is not None:
-                x = x + F.conv2d(hidden, inter, groups=streams)
+                x = x + F.conv2d(hidden, inter, groups=groups // self.groups)
             x = torch.tanh(x)
-            if masks[0] is not None:
-                x = x * masks[0][:, :, None, None]
+            if mask_in is not None:
+                x = x * mask_in[:, :, None, None]
             gates = self.step(cat_groups([x, hidden], groups), weights, groups)
             hidden, cell = lstm_update(gates, cell)
-            if masks[1] is not None:
-                hidden = hidden * masks[1][:, :, None, None]
+            if mask_out is not None:
+                hidden = hidden * mask_out[:, :, None, None]
             states.append(hidden)
-        return self.out(torch.stack(states, dim=2), stream)
+        return states, cell
 
     @abstractmethod
     def prepare(self, stream: int | None, groups: int) -> tuple[Tensor, ...]:
