@@ -108,6 +108,7 @@ def start_rank(
     shared = found.shared if found else build_shared(config.model, seed)
     for module in (shared, *parts.values()):
         module.to(compute.device)
+    shared.checkpoint_activations(config.training.checkpoint_activations)
     engine = DeepSpeedEngine(
         shared,
         config.training,

@@ -178,7 +178,7 @@ def fit(
     seed = config.training.seed
     shared = shared or build_shared(config.model, seed)
     check_parts(config, dataset, shared, sessions or {})
-    shared.to(compute.device)
+    shared.to(compute.device).checkpoint_activations(config.training.checkpoint_activations)
     parts = dict(sessions or {})
     for name in plan.sessions:
         if name not in parts:
