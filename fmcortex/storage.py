@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -149,3 +150,8 @@ def remove(url: str) -> None:
 def sha256(content: bytes) -> str:
     """Hexadecimal SHA-256 of `content`."""
     return hashlib.sha256(content).hexdigest()
+
+
+def without_password(text: str) -> str:
+    """`text` with the user and password of URLs taken out: reports are there to be passed on."""
+    return re.sub(r"://[^/@\s\"']+@", "://", text)

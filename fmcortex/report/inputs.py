@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,7 +181,9 @@ def gather(inputs: ReportInputs) -> Report:
         sweep=load_summary(inputs.sweep) if inputs.sweep else None,
         checkpoint=checkpoint,
         dataset=dataset,
-        missing=[without_password(f"{r.folder}: {line}") for r in runs for line in r.missing],
+        missing=[
+            storage.without_password(f"{r.folder}: {line}") for r in runs for line in r.missing
+        ],
     )
 
 
@@ -239,9 +240,6 @@ def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
 
 def pretty(document: Any) -> str:
     """A configuration as text, without passwords."""
-    return without_password(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False))
-
-
-def without_password(text: str) -> str:
-    """`text` with the user and password of URLs taken out: a report is there to be passed on."""
-    return re.sub(r"://[^/@\s\"']+@", "://", text)
+    return storage.without_password(
+        json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False)
+    )

@@ -25,7 +25,6 @@ from fmcortex.report.inputs import (
     gather,
     inputs_of,
     pretty,
-    without_password,
 )
 from fmcortex.scaling.figures import scaling_figure
 from fmcortex.tracking.curves import curves_figure
@@ -207,7 +206,7 @@ def _details(run: RunRecord) -> dict[str, Any]:
     checkpoint = run.checkpoint
     facts = {
         "MLflow run": run.run_id,
-        "tracking store": without_password(run.uri) if run.uri else None,
+        "tracking store": storage.without_password(run.uri) if run.uri else None,
         "status": run.status,
         "checkpoint": checkpoint.folder if checkpoint else None,
         "steps": str(checkpoint.step) if checkpoint else None,
