@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import cluster.worker as worker
 from cluster.arrow import arrow_filesystem
 from cluster.placement import configured_costs, place_lanes
 from cluster.ray_session import ray_session
+from cluster.signals import StopSignals
 from fmcortex import errors, storage
 from fmcortex.config import RunConfig
 from fmcortex.errors import CheckpointError, ConfigError, FmcortexError, Preempted
@@ -24,8 +21,6 @@ from fmcortex.training.checkpoint import latest_step, step_folder
 from fmcortex.training.fit import dataset_of, neurons_of, plan_of
 
 RUN_FILE = "run.json"
-#: Signals that announce the end of a job; schedulers differ in which they send.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 #: Settings of `training` that may change when a run goes on.
 FREE = ("precision", "device", "checkpoint_activations", "max_skipped")
 
@@ -71,11 +66,11 @@ def pretrain(config: RunConfig, tags: dict[str, str] | None = None) -> PretrainR
     steps = config.training.steps
     if latest_step(config.output) < steps:
         try:
-            with stop_signals() as stop:
+            with StopSignals() as stop:
                 _run_workers(config, run, stop)
                 _figures(run)
                 done = latest_step(config.output)
-                if done < steps and stop.is_set():
+                if done < steps and stop.asked:
                     raise Preempted(
                         f"{config.output}: told to stop; saved after step {done} of {steps}. The "
                         "same command goes on from there"
@@ -96,30 +91,6 @@ def pretrain(config: RunConfig, tags: dict[str, str] | None = None) -> PretrainR
         seconds=time.monotonic() - began,
         steps=steps,
     )
-
-
-@contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event that is set by the signals which announce the end of a job; a second one interrupts.
-
-    Signals reach the main thread only; elsewhere, as in a notebook's worker, none is caught.
-    """
-    stop = threading.Event()
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, hear) for number in STOP_SIGNALS}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def absolute(config: RunConfig) -> RunConfig:
@@ -185,11 +156,12 @@ def _open_run(config: RunConfig, tags: dict[str, str] | None) -> RunLog:
     return run
 
 
-def _run_workers(config: RunConfig, run: RunLog, stop: threading.Event) -> None:
+def _run_workers(config: RunConfig, run: RunLog, stop: StopSignals) -> None:
     cluster = config.cluster
     # What Ray Train remembers of an earlier call; the checkpoints themselves say where to go on.
     storage.remove(storage.join(config.output, "checkpoints", "checkpoint_manager_snapshot.json"))
     with ray_session(cluster.workers * cluster.cpus_per_worker) as ray:
+        stop.listen()  # Ray, when it starts, puts its own handlers in place
         from ray.train import FailureConfig, ScalingConfig
         from ray.train import RunConfig as RayRunConfig
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -299,8 +271,8 @@ class Board:
 class Follower:
     """Between the board and the user, from a thread while the driver waits for Ray Train."""
 
-    def __init__(self, board: Any, steps: int, stop: threading.Event) -> None:
-        self.board, self.progress, self.asked = board, Progress("pretrain", steps), stop
+    def __init__(self, board: Any, steps: int, stop: StopSignals) -> None:
+        self.board, self.progress, self.stop = board, Progress("pretrain", steps), stop
         self.end, self.starts, self.last, self.told = threading.Event(), 1, -1, False
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -316,7 +288,7 @@ class Follower:
     def _look(self) -> None:
         import ray
 
-        if self.asked.is_set() and not self.told:
+        if self.stop.asked and not self.told:
             self.progress.say("told to stop; saving after this step")
             self.board.ask_to_stop.remote()
             self.told = True

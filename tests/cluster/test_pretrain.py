@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
+from processes import workers_of_this_test
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from reference_trainer import largest_difference, reference_run
@@ -38,20 +37,6 @@ def state_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         names = {name.split("/", 1)[1] for name in kept}
         found |= {f"{part}/{k}": weights[k] for k in names}
         found |= {f"{part}/{k}": v for k, v in kept.items()}
-    return found
-
-
-def workers_of_this_test() -> list[psutil.Process]:
-    """The Ray Train workers that descend from this process."""
-    found = []
-    for process in psutil.process_iter(["name", "cmdline"]):
-        try:
-            if "RayTrainWorker" in " ".join(process.info["cmdline"] or []) and os.getpid() in [
-                parent.pid for parent in process.parents()
-            ]:
-                found.append(process)
-        except psutil.Error:
-            continue
     return found
 
 
