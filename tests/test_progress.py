@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import pty
+import re
 
 import pytest
 
@@ -35,8 +38,8 @@ def test_lines_come_every_so_often_and_at_the_end(clock: Clock) -> None:
             bar.update(done, f"loss {done}")
     # Updates come at 4, 8, 12, ... seconds: lines at 12 and 24, and at the end, 32.
     assert stream.getvalue().splitlines() == [
-        "training: step 3/8, 0.25 steps/s, loss 3",
-        "training: step 6/8, 0.25 steps/s, loss 6",
+        "training: step 3/8, 0.25 steps/s, 20 s left, loss 3",
+        "training: step 6/8, 0.25 steps/s, 8 s left, loss 6",
         "training: step 8/8, 0.25 steps/s, loss 8",
     ]
 
@@ -50,7 +53,21 @@ def test_the_speed_counts_from_where_a_resumed_run_started(clock: Clock) -> None
     bar.update(940)
     first, second = stream.getvalue().splitlines()
     assert first == "training: clip 900/1000"
-    assert second == "training: clip 940/1000, 2.00 clips/s"
+    assert second == "training: clip 940/1000, 2.00 clips/s, 30 s left"
+
+
+def test_the_speed_counts_anew_where_work_is_set_back(clock: Clock) -> None:
+    stream = io.StringIO()
+    bar = Progress("training", 10_000, every=10, stream=stream)
+    for done, seconds in ((5000, 10), (5240, 24), (5100, 300), (5120, 400)):
+        clock.now += seconds
+        bar.update(done)
+    assert stream.getvalue().splitlines() == [
+        "training: step 5000/10000",
+        "training: step 5240/10000, 10.00 steps/s, 7 min 56 s left",
+        "training: step 5100/10000",  # the workers were restarted
+        "training: step 5120/10000, 20.0 s/step, 1 d 3 h 6 min left",
+    ]
 
 
 def test_nothing_is_said_before_its_time(clock: Clock) -> None:
@@ -97,7 +114,40 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "a [bold]line[/bold]" in text
 
 
-def test_a_bar_lets_an_error_through_and_stops() -> None:
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_resumed_run_on_a_real_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as stream:
+        with Progress("pretrain", 10_000, stream=stream) as bar:
+            bar.update(5000, "starting")
+            clock.now += 100
+            bar.update(6000, "loss 0.5312, lr 0.0998, 312 clips/s, [0.4% waiting]")
+        text = os.read(master, 1 << 16).decode()
+    os.close(master)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+    numbers, note = [line for line in re.split(r"[\r\n]+", plain) if line.strip()][-2:]
+    assert re.fullmatch(
+        r"pretrain [━╸╺]{8,40}\s+6000/10000 10\.00 steps/s, 6 min 40 s left\s*", numbers
+    )
+    assert note.strip() == "loss 0.5312, lr 0.0998, 312 clips/s, [0.4% waiting]"
+
+
+def test_a_terminal_that_cannot_draw_gets_lines(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    with Progress("training", 5, stream=stream) as bar:
+        bar.update(5, "loss 0.4")
+    assert stream.getvalue() == "training: step 5/5, loss 0.4\n"
+
+
+def test_a_bar_lets_an_error_through_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
     with pytest.raises(ValueError, match="lost"), Progress("training", 5, stream=stream) as bar:
         raise ValueError("lost")

@@ -139,6 +139,8 @@ def test_a_store_that_hangs_does_not_hold_up_the_run(
         time.sleep(0.1)
     assert time.monotonic() - began < 5
     release.set()
+    while threads():
+        time.sleep(0.01)
 
 
 def test_network_rates_are_between_readings(monkeypatch: pytest.MonkeyPatch) -> None:
