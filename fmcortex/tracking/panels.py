@@ -25,6 +25,8 @@ MUTED = "#7b8794"
 #: More metrics of one kind than this are drawn as their median and spread, with a few named.
 LINES = len(PALETTE)
 NAMED = 3
+#: Bins at the end of a metric by which the worst are found.
+RECENT = 5
 #: Panels of metrics that nothing is known of.
 OTHERS = 40
 
@@ -386,7 +388,7 @@ def _filled(kind: Kind, members: Mapping[str, Series]) -> Panel:
     if len(members) > LINES:
         finite = {name: one for name, one in members.items() if one.last is not None}
         together = spread(list(finite.values())) if finite else None
-        chosen = sorted(finite, key=lambda n: finite[n].last or 0.0)
+        chosen = sorted(finite, key=lambda n: _recent(finite[n]))
         if kind.worst == "highest":
             chosen = chosen[::-1]
         chosen = chosen[:NAMED] if kind.worst else []
@@ -407,6 +409,11 @@ def _filled(kind: Kind, members: Mapping[str, Series]) -> Panel:
         s = together
         together = Spread(s.steps, s.middle * kind.scale, s.low * kind.scale, s.high * kind.scale)
     return replace(kind.panel, lines=lines, spread=together, notes=tuple(notes))
+
+
+def _recent(series: Series) -> float:
+    """Where a metric is by now: its latest value alone may be noise."""
+    return float(series.binned().means[-RECENT:].mean())
 
 
 def _scaled(bins: Binned, by: float) -> Binned:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -222,6 +224,13 @@ def test_many_sessions_are_a_band_and_the_worst_by_name() -> None:
     assert list(few.panels["training loss by session"]["lines"]) == ["m000", "m001"]
 
 
+def test_the_worst_are_found_by_more_than_their_latest_value() -> None:
+    curves = {f"loss/m{i}": [(s, float(i)) for s in range(10)] for i in range(20)}
+    curves["loss/m3"][-1] = (9, 30.0)  # noise
+    lines = page(curves).panels["training loss by session"]["lines"]
+    assert list(lines) == ["median", "m19", "m18", "m17"]
+
+
 def test_sessions_drawn_now_and_then_keep_their_last_value_in_the_median() -> None:
     several = [Series() for _ in range(3)]
     several[0].extend(np.array([0, 1, 2]), np.array([1.0, 1.0, 1.0]))
@@ -251,6 +260,10 @@ def test_names_are_text_and_nothing_comes_from_elsewhere() -> None:
     assert html.count("http") == html.count("http-equiv") + html.count("http://www.w3.org/2000/svg")
     policy = next(v for _, v in found.tags if v.get("http-equiv") == "Content-Security-Policy")
     assert "default-src 'none'" in str(policy["content"])
+    # Browsers run the page's own script and no other.
+    script = html.partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in str(policy["content"])
 
 
 def test_events_are_marked_in_every_panel_of_steps_and_listed() -> None:
