@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pty
@@ -121,14 +122,19 @@ def test_a_resumed_run_on_a_real_terminal(columns: int, monkeypatch: pytest.Monk
     clock = Clock()
     monkeypatch.setattr(progress, "time", clock)
     master, slave = pty.openpty()
-    with os.fdopen(slave, "w") as stream:
-        with Progress("pretrain", 10_000, stream=stream) as bar:
-            bar.update(5000, "starting")
-            clock.now += 100
-            bar.update(6000, "loss 0.5312, lr 0.0998, 312 clips/s, [0.4% waiting]")
-        text = os.read(master, 1 << 16).decode()
+    with (
+        os.fdopen(slave, "w") as stream,
+        Progress("pretrain", 10_000, stream=stream) as bar,
+    ):
+        bar.update(5000, "starting")
+        clock.now += 100
+        bar.update(6000, "loss 0.5312, lr 0.0998, 312 clips/s, [0.4% waiting]")
+    text = b""
+    with contextlib.suppress(OSError):  # the end of a terminal that was closed
+        while part := os.read(master, 1 << 16):
+            text += part
     os.close(master)
-    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.decode())
     numbers, note = [line for line in re.split(r"[\r\n]+", plain) if line.strip()][-2:]
     assert re.fullmatch(
         r"pretrain [━╸╺]{8,40}\s+6000/10000 10\.00 steps/s, 6 min 40 s left\s*", numbers

@@ -14,7 +14,8 @@ from markupsafe import Markup
 
 from fmcortex import storage
 from fmcortex.tracking import svg
-from fmcortex.tracking.panels import Group, comparison, groups, reach
+from fmcortex.tracking.kinds import Group
+from fmcortex.tracking.panels import comparison, groups, reach
 from fmcortex.tracking.run import RunLog
 from fmcortex.tracking.series import Curves, Event
 from fmcortex.tracking.ticks import duration, short

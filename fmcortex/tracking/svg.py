@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from fmcortex.tracking import ticks
-from fmcortex.tracking.panels import Line, Panel
+from fmcortex.tracking.kinds import Line, Panel
 from fmcortex.tracking.series import Event
 
 WIDTH, HEIGHT = 480, 232
