@@ -109,6 +109,8 @@ def train_rank(
         )
         saver = Saver(config, rank, trainer.peers, start.kept, dog.beat)
         reporter = Reporter(config, trainer, log, outside)
+        if start.step:
+            reporter.event("went on from a checkpoint", start.step)
         try:
             _steps(config, start, end, loader, dataset, saver, reporter, outside, dog.beat)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,26 +65,29 @@ def pretrain(config: RunConfig, tags: dict[str, str] | None = None) -> PretrainR
     check(config)
     run = _open_run(config, tags)
     steps = config.training.steps
-    if latest_step(config.output) < steps:
-        try:
+    try:
+        if latest_step(config.output) < steps:
             with StopSignals() as stop:
                 _run_workers(config, run, stop)
-                _figures(run)
-                done = latest_step(config.output)
-                if done < steps and stop.asked:
-                    raise Preempted(
-                        f"{config.output}: told to stop; saved after step {done} of {steps}. The "
-                        "same command goes on from there"
-                    )
-        except BaseException:
-            run.end(failed=True)
-            raise
-    if latest_step(config.output) < steps:
-        run.end(failed=True)
-        raise CheckpointError(f"{config.output}: the workers ended without a final checkpoint")
-    checkpoint = step_folder(config.output, latest_step(config.output))
-    run.tags({"checkpoint": checkpoint})
-    run.end()
+            done = latest_step(config.output)
+            if done < steps and stop.asked:
+                raise Preempted(
+                    f"{config.output}: told to stop; saved after step {done} of {steps}. The "
+                    "same command goes on from there"
+                )
+            if done < steps:
+                raise CheckpointError(
+                    f"{config.output}: the workers ended without a final checkpoint"
+                )
+        checkpoint = step_folder(config.output, latest_step(config.output))
+        run.tags({"checkpoint": checkpoint})
+        run.end()
+    except BaseException as error:
+        run.end(failed=True, stopped=isinstance(error, Preempted | KeyboardInterrupt))
+        raise
+    finally:
+        with suppress(Exception):  # what has ended the run is what counts
+            _figures(config, run)
     return PretrainResult(
         checkpoint=checkpoint,
         run_id=run.run_id,
@@ -148,7 +152,9 @@ def _open_run(config: RunConfig, tags: dict[str, str] | None) -> RunLog:
         # Without a run_id, an earlier call could write here but not reach MLflow.
         if known.get("uri") == uri and "run_id" in known:
             storage.write_json(path, {**known, "config": dumped})
-            return RunLog(uri, known["run_id"])
+            run = RunLog(uri, known["run_id"])
+            run.reopen()
+            return run
     # Before the MLflow run, so that an unwritable output leaves nothing behind.
     storage.write_json(path, {"config": dumped, "uri": uri})
     run = start_run(config, "pretrain", tags)
@@ -312,11 +318,13 @@ class Follower:
         self.progress.__exit__(None, None, None)
 
 
-def _figures(run: RunLog) -> None:
-    """Log a figure of the loss and the validation score over the steps."""
+def _figures(config: RunConfig, run: RunLog) -> None:
+    """Log a figure of the curves to MLflow, and write the page of all of them."""
     from fmcortex.tracking.curves import curves_figure
+    from fmcortex.tracking.page import write_curves_page
 
     figure = curves_figure(
         {key: run.history(key) for key in ("train/loss", "train/lr", "validation/cc_abs")}
     )
     run.figure(figure, "figures/curves.png")
+    write_curves_page(run, config.output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -16,6 +16,7 @@ from fmcortex import storage
 from fmcortex.config import RunConfig
 from fmcortex.data.loader import ClipLoader
 from fmcortex.errors import FmcortexError, StorageError
+from fmcortex.tracking.page import facts_of, read_curves, write_curves_page
 from fmcortex.tracking.run import RunLog
 from fmcortex.training.step import StepReport, Trainer
 
@@ -54,8 +55,10 @@ class Reporter:
         self.since = time.perf_counter()
         # One thread, so that everything is sent in order, and a slow server holds up nobody.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tracking")
-        self._sent: Future[None] | None = None
         self._complained = False
+        self._page: LivePage | None = None
+        if log is not None:
+            self._pool.submit(self._open_page, log)
 
     def add(self, report: StepReport, loader: ClipLoader) -> None:
         """Keep the report of a step."""
@@ -144,6 +147,7 @@ class Reporter:
                 f"(checkpoint.max_failures: {limit}): {saved.problem}"
             )
         self._say(f"checkpoint of step {saved.step} not saved: {saved.problem}; going on")
+        self.event("checkpoint failed", done)
 
     def close(self) -> None:
         """Send what waits; called also when the rank fails."""
@@ -152,7 +156,13 @@ class Reporter:
 
     def _submit(self, batches: Sequence[tuple[Mapping[str, float], int]]) -> None:
         if self.log is not None:
-            self._sent = self._pool.submit(self._record, list(batches))
+            self._pool.submit(self._record, list(batches))
+
+    def _open_page(self, log: RunLog) -> None:
+        try:
+            self._page = LivePage(log, self.config)
+        except Exception as error:  # MLflow's; a run goes on without its page
+            self._say(f"no curves: {_line(error)}")
 
     def _record(self, batches: Sequence[tuple[Mapping[str, float], int]]) -> None:
         """Log and send; a tracking server that is away does not stop the training."""
@@ -164,9 +174,19 @@ class Reporter:
             self._complained = False
         except Exception as error:  # MLflow's, its client's or the database's own
             if not self._complained:
-                line = " ".join(str(error).split())[:200]
-                self._say(f"metrics cannot be sent, and are kept for later: {line}")
+                self._say(f"metrics cannot be sent, and are kept for later: {_line(error)}")
             self._complained = True
+        if self._page is not None:
+            try:
+                self._page.add(batches)
+            except StorageError as error:
+                self._page = None
+                self._say(f"no more curves: {error}")
+
+    def event(self, text: str, done: int) -> None:
+        """Mark something that happened after `done` steps in the run's curves."""
+        if self.peers.rank == 0:
+            self._submit([({f"event/{text}": 1.0}, done)])
 
     def _say(self, line: str) -> None:
         if self.peers.rank == 0:
@@ -184,6 +204,43 @@ class Reporter:
             write_costs(storage.join(self.config.output, COSTS_FILE), medians)
         except FmcortexError as error:
             self._say(f"{error}; going on")
+
+
+class LivePage:
+    """The page of curves of a run that goes on, rewritten now and then.
+
+    Args:
+        log: the run; what an earlier start has logged is read once.
+        config: of the run.
+    """
+
+    def __init__(self, log: RunLog, config: RunConfig) -> None:
+        self.log, self.config = log, config
+        self.every = config.tracking.page_seconds
+        self.curves = read_curves(log)
+        known = log.client.get_run(log.run_id)
+        self.title = f"Curves of {known.info.run_name}"
+        self.facts = facts_of(known, log.uri)
+        self.wrote = time.monotonic()
+
+    def add(self, batches: Sequence[tuple[Mapping[str, float], int]]) -> None:
+        """Keep metrics by their steps, and write the page if it is time."""
+        for metrics, step in batches:
+            self.curves.add(metrics, step)
+        if self.every and time.monotonic() - self.wrote >= self.every:
+            write_curves_page(
+                self.log,
+                self.config.output,
+                self.title,
+                self.facts,
+                refresh=max(int(self.every), 1),
+                curves=self.curves,
+            )
+            self.wrote = time.monotonic()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def step_metrics(of_ranks: Sequence[StepReport]) -> dict[str, float]:

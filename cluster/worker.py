@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from fmcortex import storage
 from fmcortex.config import RunConfig
 from fmcortex.errors import FmcortexError
 from fmcortex.tracking.run import RunLog
+from fmcortex.tracking.system import system_metrics
 
 #: Where a worker leaves an error that a restart would only repeat.
 ERROR_FILE = "error.json"
@@ -38,11 +40,22 @@ def train(arguments: dict[str, Any]) -> None:
     torch.set_num_threads(config.cluster.cpus_per_worker)
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    log = RunLog(arguments["uri"], arguments["run_id"]) if rank == 0 else None
+    local_rank = context.get_local_rank()
+    log = RunLog(arguments["uri"], arguments["run_id"]) if local_rank == 0 else None
     try:
-        with OnBoard(arguments["board"], rank) as outside:
+        with OnBoard(arguments["board"], rank) as outside, ExitStack() as stack:
+            if log is not None:  # once a machine
+                nodes = context.get_world_size() // context.get_local_world_size()
+                node = f"node{context.get_node_rank()}" if nodes > 1 else None
+                every = config.tracking.system_seconds
+                stack.enter_context(system_metrics(log, every, node))
             train_rank(
-                config, rank, context.get_world_size(), context.get_local_rank(), outside, log
+                config,
+                rank,
+                context.get_world_size(),
+                local_rank,
+                outside,
+                log if rank == 0 else None,
             )
     except FmcortexError as error:
         storage.write_json(failure, {"kind": type(error).__name__, "message": str(error)})

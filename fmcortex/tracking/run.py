@@ -243,10 +243,15 @@ class RunLog:
         found = self.client.get_metric_history(self.run_id, key)
         return sorted((metric.step, metric.value) for metric in found)
 
-    def end(self, failed: bool = False) -> None:
-        """Send what waits and close the run."""
+    def reopen(self) -> None:
+        """Mark a run that had ended as going on."""
+        self.client.update_run(self.run_id, status="RUNNING")
+
+    def end(self, failed: bool = False, stopped: bool = False) -> None:
+        """Send what waits and close the run, as finished, failed, or stopped from outside."""
         self.flush()
-        self.client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
+        status = "KILLED" if stopped else "FAILED" if failed else "FINISHED"
+        self.client.set_terminated(self.run_id, status)
 
 
 def start_run(config: RunConfig, kind: str, tags: Mapping[str, str] | None = None) -> RunLog:
