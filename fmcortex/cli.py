@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from fmcortex.commands import curves, data, publish, submit, training
+from fmcortex.commands import curves, data, plan, publish, submit, training
 from fmcortex.commands.base import cli
 from fmcortex.errors import FmcortexError, Preempted
 
-__all__ = ["cli", "curves", "data", "main", "publish", "submit", "training"]
+__all__ = ["cli", "curves", "data", "main", "plan", "publish", "submit", "training"]
 
 
 def main() -> None:

@@ -44,8 +44,8 @@ def command(
     return group.command(name, cls=Command, epilog=example, context_settings=context)
 
 
-def run_options(function: Any) -> Any:
-    """The options of all commands that take a run's configuration."""
+def config_options(function: Any) -> Any:
+    """The options that make up a run's configuration."""
     for option in (
         click.option(
             "--set",
@@ -53,9 +53,6 @@ def run_options(function: Any) -> Any:
             multiple=True,
             metavar="A.B=C",
             help="Override a key of the configuration; may be repeated.",
-        ),
-        click.option(
-            "--output", metavar="URL", help="Folder of the run  [default: from the configuration]"
         ),
         click.option(
             "--config",
@@ -67,6 +64,14 @@ def run_options(function: Any) -> Any:
     ):
         function = option(function)
     return function
+
+
+def run_options(function: Any) -> Any:
+    """The options of all commands that take a run's configuration and write its output."""
+    output = click.option(
+        "--output", metavar="URL", help="Folder of the run  [default: from the configuration]"
+    )
+    return config_options(output(function))
 
 
 def read_config(
