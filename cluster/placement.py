@@ -24,6 +24,8 @@ TOLERANCE = 0.01
 GAIN = 0.001
 #: The most exchanges between the busiest and another rank, for each rank.
 EXCHANGES = 20
+#: The most times that all lanes are gone through to bring those of a session together.
+GATHERINGS = 5
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,29 @@ def place_lanes(
     )
 
 
+@dataclass(frozen=True)
+class _Options:
+    """Exchanges of each of the items `mine` (rows) of the rank `source` for one of another rank.
+
+    Attributes:
+        source: the rank.
+        mine: its items.
+        others: items of other ranks; the columns after theirs stand for none.
+        ranks: the other rank of each column.
+        less: the load that leaves `source`, and comes to the other rank.
+        peak: the larger of both loads afterwards; infinite where it cannot be done.
+        more: on how many more ranks sessions then are.
+    """
+
+    source: int
+    mine: np.ndarray
+    others: np.ndarray
+    ranks: np.ndarray
+    less: np.ndarray
+    peak: np.ndarray
+    more: np.ndarray
+
+
 class _Search:
     """Finds a balanced placement of groups of equal lanes.
 
@@ -206,6 +231,7 @@ class _Search:
             self.groups, self.places = self.groups[lanes], self.places[lanes]
             self.widths = np.ones(len(lanes), int)
             self._exchange()
+            self._gather()
         self.counts = np.zeros((len(self.costs), self.ranks), int)
         np.add.at(self.counts, (self.groups, self.places), self.widths)
 
@@ -237,52 +263,81 @@ class _Search:
             heapq.heappush(lightest, (True, load + cost, rank))
         return places, loads
 
+    def _count(self) -> None:
+        """Count the items of each group on each rank."""
+        self.held = np.zeros((len(self.costs), self.ranks), int)
+        np.add.at(self.held, (self.groups, self.places), 1)
+
     def _exchange(self) -> None:
         """Move items from the busiest rank, or swap them, while that lowers its load by `GAIN`.
 
         Of the exchanges that bring both ranks below the target, the one that leaves sessions on
         the fewest ranks; else the one after which the busier of the two does least.
         """
-        costs = self.costs[self.groups] * self.widths
-        held = np.zeros((len(self.costs), self.ranks), int)  # items of each group on each rank
-        np.add.at(held, (self.groups, self.places), 1)
-        nothing = np.zeros(self.ranks)
+        self._count()
         for _ in range(EXCHANGES * self.ranks):
             busiest = int(self.loads.argmax())
             load = self.loads[busiest]
             if load <= self.target:
                 return
             mine = np.flatnonzero(self.places == busiest)
-            alone = len(mine) == 1
             kinds = self.groups[mine] * (self.widths.max() + 1) + self.widths[mine]
-            mine = mine[np.sort(np.unique(kinds, return_index=True)[1])]  # one of each kind
-            # Against every item of the other ranks, and against nothing: then it is a move.
-            others = np.flatnonzero(self.places != busiest)
-            ranks = np.concatenate([self.places[others], np.arange(self.ranks)])
-            theirs = np.concatenate([costs[others], nothing])
-            less = costs[mine][:, None] - theirs
-            peak = np.maximum(load - less, self.loads[ranks] + less)
-            peak[:, len(others) + busiest] = np.inf
-            if alone:  # no rank is left without lanes
-                peak[:, len(others) :] = np.inf
-            if not peak.min() < load * (1 - GAIN):
+            one_each = mine[np.sort(np.unique(kinds, return_index=True)[1])]
+            options = self._options(busiest, one_each)
+            if not options.peak.min() < load * (1 - GAIN):
                 return
-            ours, swapped = self.groups[mine], self.groups[others]
-            more = (held[ours][:, ranks] == 0).astype(int)
-            more -= (held[ours, busiest] == 1)[:, None]
-            more[:, : len(others)] += held[swapped, busiest] == 0
-            more[:, : len(others)] -= held[swapped, ranks[: len(others)]] == 1
-            good = peak <= self.target
-            score = np.where(good, more * load + peak, np.inf) if good.any() else peak
-            i, j = np.unravel_index(int(score.argmin()), score.shape)
-            self._swap(held, int(mine[i]), busiest, int(ranks[j]), less[i, j])
-            if j < len(others):
-                self._swap(held, int(others[j]), int(ranks[j]), busiest, 0.0)
+            good = options.peak <= self.target
+            score = options.more * load + options.peak
+            self._apply(options, np.where(good, score, np.inf) if good.any() else options.peak)
 
-    def _swap(self, held: np.ndarray, item: int, source: int, to: int, less: float) -> None:
-        group = self.groups[item]
-        held[group, source] -= 1
-        held[group, to] += 1
-        self.places[item] = to
-        self.loads[source] -= less
-        self.loads[to] += less
+    def _gather(self) -> None:
+        """Bring lanes of a session together where no rank comes to do more than is done now."""
+        self._count()
+        most = max(self.target, float(self.loads.max()))
+        for _ in range(GATHERINGS):
+            before = int((self.held > 0).sum())
+            for item in range(len(self.groups)):
+                group, rank = self.groups[item], int(self.places[item])
+                if self.held[group, rank] == 1 and (self.held[group] > 0).sum() > 1:
+                    options = self._options(rank, np.array([item]))
+                    good = (options.peak <= most) & (options.more < 0)
+                    if good.any():
+                        score = options.more * 2 * most + options.peak
+                        self._apply(options, np.where(good, score, np.inf))
+            if int((self.held > 0).sum()) == before:
+                return
+
+    def _options(self, source: int, mine: np.ndarray) -> _Options:
+        """What can be done with the items `mine` of rank `source`."""
+        others = np.flatnonzero(self.places != source)
+        # Against every item of the other ranks, and against nothing: then it is a move.
+        ranks = np.concatenate([self.places[others], np.arange(self.ranks)])
+        costs = self.costs[self.groups] * self.widths
+        less = costs[mine][:, None] - np.concatenate([costs[others], np.zeros(self.ranks)])
+        peak = np.maximum(self.loads[source] - less, self.loads[ranks] + less)
+        swaps = len(others)
+        peak[:, swaps + source] = np.inf
+        if (self.places == source).sum() == 1:  # no rank is left without lanes
+            peak[:, swaps:] = np.inf
+        ours, theirs = self.groups[mine], self.groups[others]
+        more = (self.held[ours][:, ranks] == 0).astype(int)
+        more -= (self.held[ours, source] == 1)[:, None]
+        more[:, :swaps] += self.held[theirs, source] == 0
+        more[:, :swaps] -= self.held[theirs, ranks[:swaps]] == 1
+        same = ours[:, None] == theirs
+        peak[:, :swaps][same] = np.inf
+        return _Options(source, mine, others, ranks, less, peak, more)
+
+    def _apply(self, options: _Options, score: np.ndarray) -> None:
+        """Do the option of the lowest score; of equals, the first."""
+        i, j = np.unravel_index(int(score.argmin()), score.shape)
+        source, to = options.source, int(options.ranks[j])
+        pairs = [(options.mine[i], source, to)]
+        if j < len(options.others):
+            pairs.append((options.others[j], to, source))
+        for item, old, new in pairs:
+            self.held[self.groups[item], old] -= 1
+            self.held[self.groups[item], new] += 1
+            self.places[item] = new
+        self.loads[source] -= options.less[i, j]
+        self.loads[to] += options.less[i, j]
