@@ -20,9 +20,6 @@ from fmcortex.training.activations import Activations
 FLOAT = 4
 #: Numbers that the optimizer keeps for each parameter.
 MOMENTS = {"sgd": 1, "adamw": 2}
-#: Bytes handed to collectives in a step with ZeRO 3, times those of the shared part. Not measured
-#: yet: gathering for the forward and backward pass, reducing, and twice what clipping gathers.
-ZERO_3_TIMES = 6.0
 
 
 @dataclass(frozen=True)
@@ -111,12 +108,14 @@ def shared_traffic(config: RunConfig, counts: Numbers, ranks: int) -> int:
     """Bytes of the shared part that a rank hands to collectives in a step.
 
     Without ZeRO, its gradient once. With stages 1 and 2, twice (reduced, and gathered whole for
-    the clipping), and the stepped weights: the rank's part and the whole.
+    the clipping), and the stepped weights: the rank's part and the whole. With stage 3 the part
+    and the whole four times: weights for the lanes, weights for the backward pass, the reduced
+    gradients, and the gathered ones. Measured on two ranks (tests/cluster/test_parity.py).
     """
     if ranks == 1:
         return 0
     stage = config.cluster.zero_stage
-    times = {0: 1.0, 3: ZERO_3_TIMES}.get(stage, 2 + 1 + 1 / ranks)
+    times = {0: 1.0, 3: 4 * (1 + 1 / ranks)}.get(stage, 2 + 1 + 1 / ranks)
     return round(FLOAT * counts.shared * times)
 
 

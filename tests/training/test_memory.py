@@ -18,7 +18,6 @@ from fmcortex.training.activations import (
     run_micro_batch,
 )
 from fmcortex.training.memory import (
-    ZERO_3_TIMES,
     Numbers,
     numbers,
     rank_memory,
@@ -114,7 +113,15 @@ def test_memory_of_a_rank(stage: int, optimizer: str, expected: tuple[int, ...])
 
 @pytest.mark.parametrize(
     ("stage", "ranks", "times"),
-    [(0, 2, 1), (1, 2, 3.5), (2, 2, 3.5), (1, 64, 3 + 1 / 64), (3, 2, ZERO_3_TIMES), (1, 1, 0)],
+    [
+        (0, 2, 1),
+        (1, 2, 3.5),
+        (2, 2, 3.5),
+        (1, 64, 3 + 1 / 64),
+        (3, 2, 6),
+        (3, 64, 4 + 1 / 16),
+        (1, 1, 0),
+    ],
 )
 def test_bytes_of_the_shared_part(stage: int, ranks: int, times: float) -> None:
     sent = shared_traffic(run_config(stage), Numbers(1000, 0, 0), ranks)
