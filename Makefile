@@ -10,16 +10,19 @@ export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>
 export OMP_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow test-system lint setup constraints clean
+.PHONY: demo test test-slow test-exhaustive test-system lint setup constraints clean
 
 demo: setup
 	$(BIN)/python examples/demo.py
 
 test: setup
-	$(PYTEST) -m "not slow and not system"
+	$(PYTEST) -m "not slow and not system and not exhaustive"
 
 test-slow: setup
 	$(PYTEST) -m "slow and not system"
+
+test-exhaustive: setup
+	$(PYTEST) -m exhaustive
 
 # Real SLURM and kubectl; installs them where it may.
 test-system: setup

@@ -16,6 +16,13 @@ from cluster.watchdog import HUNG
 from fmcortex.config import RunConfig
 from fmcortex.training.checkpoint import latest_step, list_checkpoints, open_checkpoint
 
+#: The moments that every run of the tests tries; the slow ones try all.
+FEW = (
+    "between the shared part and the sessions, killed",
+    "in a step, failed",
+    "while saving, terminated",
+    "before the manifest, killed",
+)
 _undisturbed: dict[str, list[dict[str, torch.Tensor]]] = {}
 
 
@@ -47,7 +54,10 @@ def same_bits(one: list[dict[str, torch.Tensor]], two: list[dict[str, torch.Tens
     )
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param(m, marks=[] if m in FEW else [pytest.mark.slow]) for m in MOMENTS],
+)
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     run: RunConfig, tmp_path: Path, moment: str
 ) -> None:
@@ -68,7 +78,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     open_checkpoint(run.output).verify()
 
 
-@pytest.mark.parametrize("how", ["asleep", "holding the lock"])
+@pytest.mark.parametrize(
+    "how", ["asleep", pytest.param("holding the lock", marks=pytest.mark.slow)]
+)
 def test_a_hang_ends_at_the_watchdogs_limit(run: RunConfig, tmp_path: Path, how: str) -> None:
     config = changed(run, "cluster", watchdog_seconds=4.0)
     began = time.monotonic()

@@ -47,7 +47,9 @@ def wait_for(config: RunConfig, step: int) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_asks_to_be_queued_again(
     tiny_run: RunConfig, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -93,7 +93,7 @@ def gone(job: str) -> None:
     poll(lambda: left_by(job), lambda left: not left, 20)
 
 
-def test_a_pretraining_on_two_nodes(
+def test_a_pretraining_on_two_nodes_in_two_turns(
     slurm_cluster: SlurmCluster, submit: Submit, tmp_path: Path
 ) -> None:
     from data_prep.job import prepare
@@ -121,23 +121,33 @@ def test_a_pretraining_on_two_nodes(
         "training.burnin": 2,
         "training.epochs": 1,
         "training.warmup_epochs": 0,
-        "training.steps_per_epoch": 3,
+        "training.steps_per_epoch": 60,
         "training.device": "cpu",
-        "checkpoint.every": 2,
+        "checkpoint.every": 1000,
         "cluster.max_failures": 0,  # a failure that a restart would hide is one here
     }
     overrides = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     output = tmp_path / "run"
     job = submit(SCRIPT, "--output", str(output), *overrides)
+    poll(lambda: log(tmp_path, job), lambda text: "2 ranks, 2 lanes" in text, 120)
+    # The signal of `--signal=B:USR2@120`, now instead of two minutes before the end.
+    slurm_cluster.call("scancel", "--batch", "--signal=USR2", job)
+    assert slurm_cluster.wait(job, 60, lambda state: state == "PENDING"), log(tmp_path, job)
+    saved = newest(str(output))
+    assert saved is not None
+    assert 0 < saved.step < 60
     state = slurm_cluster.wait(job, 240)
     printed = log(tmp_path, job)
     assert state == "COMPLETED", printed
+    assert f"told to stop; saved after step {saved.step} of 60" in printed
+    assert "ended with exit code 75" in printed
+    assert "restart 1" in printed
+    assert f"pretrain: step {saved.step}/60, 2 ranks, 2 lanes" in printed
     assert "node1 joined" in printed
     assert "node2 joined" in printed
-    assert "2 ranks, 2 lanes" in printed
     checkpoint = newest(str(output))
     assert checkpoint is not None
-    assert checkpoint.step == 3
+    assert checkpoint.step == 60
     gone(job)
 
 
