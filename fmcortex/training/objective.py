@@ -22,7 +22,7 @@ def objective(raw: Tensor, recorded: Tensor, burnin: int, unit: Unit = "poisson"
     """
     raw, recorded = raw[:, burnin:].float(), recorded[:, burnin:]
     missing = recorded.isnan()
-    loss = unit_loss(raw, recorded.nan_to_num(0.0), unit)
+    loss = unit_loss(raw, recorded.masked_fill(missing, 0.0), unit)
     return loss.masked_fill(missing, 0.0).sum() / (~missing).sum().clip(min=1)
 
 

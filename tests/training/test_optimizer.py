@@ -270,3 +270,11 @@ def test_objective_is_the_mean_over_what_was_recorded(unit: str) -> None:
     assert not raw.grad[0, 4:, 1].any()
     nothing = objective(raw, torch.full_like(recorded, math.nan), 2, unit)  # type: ignore[arg-type]
     assert float(nothing.detach()) == 0
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+def test_an_infinite_response_is_not_taken_for_a_large_one(value: float) -> None:
+    recorded = torch.ones(1, 4, 2)
+    recorded[0, 3, 1] = value
+    assert not torch.isfinite(objective(random(1, 4, 2), recorded, 2))
+    assert not torch.isfinite(objective(torch.zeros(1, 4, 2), recorded, 2))
