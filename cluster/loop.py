@@ -87,7 +87,7 @@ def train_rank(
         FmcortexError: what stopped the run that the user can act on.
     """
     outside = outside or Nobody()
-    with Watchdog(config.cluster.watchdog_seconds, partial(_hung, config, rank)) as dog:
+    with Watchdog(config.cluster.watchdog_seconds, partial(_hung, config, rank, outside)) as dog:
         compute = choose(config.training.device, config.training.precision, local_rank)
         dataset = dataset_of(config)
         start = start_rank(config, dataset, compute, rank, ranks, outside.say)
@@ -193,6 +193,8 @@ def validate(
     return found
 
 
-def _hung(config: RunConfig, rank: int, what: str, stacks: str) -> None:
+def _hung(config: RunConfig, rank: int, outside: Outside, what: str, stacks: str) -> None:
+    """Leave the stacks of a process that hangs in the run's folder, and say so."""
     url = storage.join(config.output, HANGS, f"rank-{rank}.txt")
+    outside.say(f"rank {rank}: {what}; the stacks of its threads are in {url}")
     storage.write_bytes(url, f"{what}\n\n{stacks}".encode())

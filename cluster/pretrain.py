@@ -10,6 +10,7 @@ from typing import Any
 
 import cluster.worker as worker
 from cluster.arrow import arrow_filesystem
+from cluster.loop import HANGS
 from cluster.placement import configured_costs, place_lanes
 from cluster.ray_session import ray_session
 from cluster.signals import StopSignals
@@ -18,10 +19,17 @@ from fmcortex.config import RunConfig
 from fmcortex.errors import CheckpointError, ConfigError, FmcortexError, Preempted
 from fmcortex.progress import Progress
 from fmcortex.tracking.run import RunLog, start_run, tracking_uri
-from fmcortex.training.checkpoint import latest_step, step_folder
-from fmcortex.training.fit import dataset_of, neurons_of, plan_of
+from fmcortex.training.checkpoint import (
+    Checkpoint,
+    latest_step,
+    list_checkpoints,
+    step_folder,
+)
+from fmcortex.training.fit import dataset_of, neurons_of, plan_of, sessions_of
 
 RUN_FILE = "run.json"
+#: Seconds after which it is said that workers have not started yet.
+PATIENCE = 60.0
 #: Settings of `training` that may change when a run goes on.
 FREE = ("precision", "device", "checkpoint_activations", "max_skipped")
 
@@ -66,7 +74,9 @@ def pretrain(config: RunConfig, tags: dict[str, str] | None = None) -> PretrainR
     run = _open_run(config, tags)
     steps = config.training.steps
     try:
-        if latest_step(config.output) < steps:
+        if latest_step(config.output) >= steps:
+            _check_finished(config)
+        else:
             with StopSignals() as stop:
                 _run_workers(config, run, stop)
             done = latest_step(config.output)
@@ -121,6 +131,21 @@ def check(config: RunConfig) -> None:
     tracking_uri(config.tracking, config.output)
 
 
+def _check_finished(config: RunConfig) -> None:
+    """Refuse to take a finished run for one of other sessions.
+
+    Raises:
+        ConfigError: naming the sessions that differ.
+    """
+    trained = Checkpoint(list_checkpoints(config.output)[0]).sessions
+    different = sorted(set(trained) ^ set(sessions_of(config, dataset_of(config))))
+    if different:
+        raise ConfigError(
+            f"output: the run in {config.output} is finished, with other sessions "
+            f"({', '.join(different[:5])} differ); choose another output"
+        )
+
+
 def _same_run(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """The settings in which two configurations would train differently, but for the sessions."""
     free = {"training": FREE, "data": ("sessions", "cache_mb", "prefetch")}
@@ -140,7 +165,8 @@ def _open_run(config: RunConfig, tags: dict[str, str] | None) -> RunLog:
     path = storage.join(config.output, RUN_FILE)
     dumped = config.model_dump(mode="json")
     uri = tracking_uri(config.tracking, config.output)
-    storage.remove(storage.join(config.output, worker.ERROR_FILE))
+    for left in (worker.ERROR_FILE, HANGS):
+        storage.remove(storage.join(config.output, left))
     if storage.exists(path):
         known = storage.read_json(path)
         different = _same_run(known.get("config", {}), dumped)
@@ -234,6 +260,9 @@ def _cause(error: Exception, config: RunConfig) -> Exception:
                 return inner
             inner = getattr(inner, "cause", None) or inner.__cause__
     first = " ".join(str(next(iter(failures.values()), error)).split())
+    hangs = storage.join(config.output, HANGS)
+    if storage.exists(hangs):
+        first = f"they hung, with the stacks of their threads in {hangs}: {first}"
     return FmcortexError(
         f"{config.output}: the workers failed {config.cluster.max_failures + 1} times: "
         f"{first[-600:]}; set FMCORTEX_RAY_LOGS=1 to see their logs"
@@ -280,6 +309,7 @@ class Follower:
     def __init__(self, board: Any, steps: int, stop: StopSignals) -> None:
         self.board, self.progress, self.stop = board, Progress("pretrain", steps), stop
         self.end, self.starts, self.last, self.told = threading.Event(), 1, -1, False
+        self.waits_until = time.monotonic() + PATIENCE
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> Follower:
@@ -302,6 +332,13 @@ class Follower:
             done, note, starts, lines = ray.get(self.board.read.remote(), timeout=5)
         except Exception:  # the board may be busy or going away; progress is not worth a crash
             return
+        if starts == 0 and time.monotonic() > self.waits_until:
+            free = ray.available_resources()
+            self.progress.say(
+                f"still waiting for the workers to start; the cluster has {free.get('CPU', 0):.0f} "
+                f"CPUs and {free.get('GPU', 0):.0f} GPUs free"
+            )
+            self.waits_until = time.monotonic() + PATIENCE
         if done < self.last or starts > self.starts:
             self.progress.say(f"workers restarted; continuing from step {done}")
         self.starts = max(self.starts, starts)

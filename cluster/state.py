@@ -10,7 +10,7 @@ from torch import Tensor
 from cluster.checkpoints import load_newest
 from cluster.engine import DeepSpeedEngine
 from cluster.peers import Ranks
-from cluster.placement import Placement, configured_costs, place_lanes
+from cluster.placement import Placement, micro_batch_costs, place_lanes, read_costs
 from fmcortex.config import RunConfig
 from fmcortex.data.dataset import PreparedDataset
 from fmcortex.data.plan import Origin, SamplingPlan
@@ -77,9 +77,14 @@ def start_rank(
         ConfigError: the configuration does not fit the dataset.
     """
 
+    peers = Ranks({}, compute)
+    costs_url = config.cluster.costs
+    # Read by one rank: should the file change meanwhile, all must still place alike.
+    measured = peers.gather(read_costs(costs_url) if costs_url and rank == 0 else None)[0]
+
     def place(plan: SamplingPlan) -> Placement:
-        neurons = neurons_of(dataset, plan.sessions)
-        return place_lanes(plan.lanes, configured_costs(neurons, config.cluster.costs), ranks)
+        costs = micro_batch_costs(neurons_of(dataset, plan.sessions), measured)
+        return place_lanes(plan.lanes, costs, ranks)
 
     def load(checkpoint: Checkpoint) -> Loaded:
         manifest = checkpoint.manifest
@@ -96,7 +101,7 @@ def start_rank(
             {name: checkpoint.tensors(name, optimizer=True) for name in own},
         )
 
-    found = load_newest(config.output, load, Ranks({}, compute), rank, warn)
+    found = load_newest(config.output, load, peers, rank, warn)
     seed = config.training.seed
     plan = found.plan if found else plan_of(config, dataset)
     placement = found.placement if found else place(plan)

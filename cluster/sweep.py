@@ -184,8 +184,7 @@ def run_point(
     if workers == 0:
         run_id, folder = _train_here(absolute(run_config), tags)
     else:
-        # A rank needs a session of its own.
-        most = min(workers, point.mice, run_config.training.lanes or point.mice)
+        most = min(workers, run_config.training.lanes or point.mice)  # a rank needs a lane
         cluster = run_config.cluster.model_copy(update={"workers": most})
         trained = pretrain(run_config.model_copy(update={"cluster": cluster}), tags)
         run_id, folder = trained.run_id, trained.checkpoint

@@ -76,25 +76,46 @@ def tiny_run(prepared: str, tmp_path: Path) -> RunConfig:
     )
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket on a server of the S3 protocol, found through the environment as on a cluster."""
-    import s3fs
-    from moto.server import ThreadedMotoServer
+class S3Server:
+    """A server of the S3 protocol with one bucket; what it holds outlives its stops."""
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
+    def __init__(self) -> None:
+        self.port = 0
+        self.url = f"s3://bucket-{uuid.uuid4().hex[:8]}"  # servers of one process share their state
+        self.start()
+
+    def start(self) -> None:
+        from moto.server import ThreadedMotoServer
+
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
+        self._server.start()
+        self.host, self.port = self._server.get_host_and_port()
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
+@pytest.fixture
+def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """The server, found through the environment as on a cluster."""
+    import s3fs
+
+    server = S3Server()
     try:
-        host, port = server.get_host_and_port()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{server.host}:{server.port}")
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         s3fs.S3FileSystem.clear_instance_cache()
-        bucket = f"bucket-{uuid.uuid4().hex[:8]}"  # the servers of one process share their state
-        s3fs.S3FileSystem().mkdir(bucket)
-        yield f"s3://{bucket}"
+        s3fs.S3FileSystem().mkdir(server.url.removeprefix("s3://"))
+        yield server
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
         server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server) -> str:
+    """The URL of its bucket."""
+    return s3_server.url

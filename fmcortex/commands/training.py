@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--zero-stage",
-    type=click.Choice(["0", "1", "2"]),
+    type=click.Choice(["0", "1", "2", "3"]),
     help="DeepSpeed ZeRO stage  [default: from the configuration]",
 )
 def pretrain_command(
@@ -36,7 +36,8 @@ def pretrain_command(
     """Pretrain the shared core and each mouse's own part.
 
     Runs Ray Train workers with DeepSpeed, on this machine or, with RAY_ADDRESS set, on that
-    cluster. An output folder that holds checkpoints of the same run is continued.
+    cluster. An output folder that holds checkpoints of the same run is continued, on any number of
+    workers. On SIGTERM, SIGUSR1 or SIGUSR2 the run saves and stops, with exit status 75.
     """
     from cluster.pretrain import pretrain
 

@@ -124,6 +124,8 @@ def session_traffic(
 ) -> list[int]:
     """Bytes of the gradients of sessions on several ranks, handed to collectives in a step.
 
+    They are the most: what belongs to a stream that a session does not train in a step is not sent.
+
     Args:
         counts: parameters of the model.
         units: neurons of each session.

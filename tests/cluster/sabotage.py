@@ -144,3 +144,16 @@ def refuse_writes(first: int, last: int, rank: int) -> None:
         original(url, content)
 
     storage.write_bytes = patched
+
+
+def infinite_response(session: str, neuron: int, step: int, rank: int) -> None:
+    """Let a neuron's recorded response be infinite in one step."""
+    original = fmcortex.data.loader.read_batch
+
+    def patched(dataset: Any, draw: Any, *arguments: Any) -> Any:
+        batch = original(dataset, draw, *arguments)
+        if draw.session == session and draw.step == step:
+            batch.responses[0, -1, neuron] = float("inf")
+        return batch
+
+    fmcortex.data.loader.read_batch = patched

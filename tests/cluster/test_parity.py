@@ -231,3 +231,20 @@ def test_only_the_shared_part_is_communicated(
             {"all_gather_into_tensor": shared * 9 // 2, "reduce_scatter_tensor": shared * 3 // 2},
         ][stage]
     )
+
+
+def test_another_precision(tiny_run: RunConfig, tmp_path: Path) -> None:
+    """A run goes on in bf16; only the shared part's forward pass is less exact."""
+    half = changed(tiny_run, "training", precision="bf16", lr=0.02)
+    states = run_ranks(half, 2, tmp_path / "half", last=10)
+    exact = changed(half, "training", precision="float32")
+    elsewhere = exact.model_copy(update={"output": str(tmp_path / "exact")})
+    expected = run_ranks(elsewhere, 2, tmp_path / "whole", last=10)
+    weights = "shared/core.recurrent.out.weights.0"
+    for state, other in zip(states, expected, strict=True):
+        assert all(value.dtype != torch.bfloat16 for value in state.values())
+        difference = largest_difference({weights: state[weights]}, {weights: other[weights]})
+        assert 1e-6 < difference < 0.05
+    # The same checkpoint, read by a run in float32.
+    states = run_ranks(exact, 2, tmp_path / "goes on", last=12)
+    assert all(torch.isfinite(value).all() for state in states for value in state.values())

@@ -84,8 +84,10 @@ def test_two_workers_one_killed_give_the_plain_result(
 
     # The finished run is not trained again, and its folder takes no other run.
     assert pretrain(config).checkpoint == result.checkpoint
-    with pytest.raises(ConfigError, match="other settings in training"):
+    with pytest.raises(ConfigError, match=r"other settings in training\.lr;"):
         pretrain(changed(config, "training", lr=0.5))
+    with pytest.raises(ConfigError, match=r"is finished, with other sessions \(mouse01-1-1 diff"):
+        pretrain(changed(config, "data", sessions=["mouse02-1-1", "mouse03-1-1"]))
 
 
 def test_one_worker(tiny_run: RunConfig) -> None:
