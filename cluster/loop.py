@@ -182,15 +182,22 @@ def validate(
         session = dataset.session(name)
         if not trainer.peers.counts(name) or not session.videos("validation"):
             continue
-        beat(f"validating {name}")
-        network = Network(trainer.engine.module, part)
         score = evaluate_session(
-            network, session, "validation", burnin=config.training.burnin, baseline=False
+            Network(trainer.engine.module, part),
+            session,
+            "validation",
+            burnin=config.training.burnin,
+            baseline=False,
+            on_video=partial(_validating, beat, name),
         )
         values = [s.cc_abs for s in score.domains if s.cc_abs is not None]
         if values:
             found[name] = sum(values) / len(values)
     return found
+
+
+def _validating(beat: Callable[[str], None], session: str, video: str) -> None:
+    beat(f"validating {session}: {video}")
 
 
 def _hung(config: RunConfig, rank: int, outside: Outside, what: str, stacks: str) -> None:

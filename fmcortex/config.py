@@ -129,9 +129,9 @@ class ClusterConfig(Section):
     cpus_per_worker: int = Field(1, ge=1)
     gpus_per_worker: int | None = Field(None, ge=0, description="null: 1 where there are GPUs")
     max_failures: int = Field(3, ge=0, description="restarts of the workers before giving up")
-    timeout_seconds: float = Field(600, gt=0, description="of a collective operation")
+    timeout_seconds: float = Field(1800, gt=0, description="of a collective operation")
     watchdog_seconds: float = Field(
-        300, gt=0, description="without progress, after which a worker is ended and restarted"
+        600, gt=0, description="without progress, after which a worker is ended and restarted"
     )
 
 

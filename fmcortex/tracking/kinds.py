@@ -137,8 +137,9 @@ GROUPS: Mapping[str, Sequence[Kind]] = {
         Kind(
             Panel(
                 "gradient norms",
-                "Before clipping. Steady or slowly falling is good; growth by orders of magnitude "
-                "comes before divergence, and 0 means that a part is not trained.",
+                "After adaptive and before global clipping. Steady or slowly falling is good; "
+                "growth by orders of magnitude comes before divergence, and 0 means that a part "
+                "is not trained.",
                 "norm",
                 logarithmic=True,
             ),
