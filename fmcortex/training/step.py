@@ -147,11 +147,12 @@ class Trainer:
         shared = self._prepare(self.engine.reduce(of_shared, set(streams)), self.engine.module)
         parts = {}
         for name in sorted(set(drawn) & set(self.sessions)):  # the same order on every rank
-            sums = of_parts.get(name, {})
+            sums = of_parts.pop(name, {})  # not kept beside what is made of it
             if self.peers.shared_by_ranks(name):
                 streams_of = {s for n, s in zip(drawn, streams, strict=True) if n == name}
                 sums = self.peers.sum_session(name, self._whole(name, sums, streams_of))
             parts[name] = self._prepare(sums, self.sessions[name])
+            del sums
 
         report = self._agree(step, shared, parts, troubles)
         report.losses.update({lane: float(loss) for lane, loss in losses.items()})
