@@ -7,6 +7,9 @@ same.
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -80,7 +83,7 @@ class Saver:
     ) -> None:
         self.config, self.rank, self.peers, self.kept, self.beat = config, rank, peers, kept, beat
         self.failures = 0
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pool = ThreadPoolExecutor(1, "checkpoint", initializer=_step_back)
         self._work: Future[object] | None = None
         self._snapshot: Snapshot | None = None
         self._declaring = False
@@ -195,6 +198,13 @@ class Saver:
                 self.beat(f"trying again: {error}")
                 time.sleep(seconds)
         return write()
+
+
+def _step_back() -> None:
+    """Let this thread use what training leaves of the processor (on Linux, where threads have a
+    priority of their own)."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def load_newest(

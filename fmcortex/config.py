@@ -124,7 +124,7 @@ class ClusterConfig(Section):
         None, description="costs.json of an earlier run, to place sessions by; null: by neurons"
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(
-        1, description="DeepSpeed ZeRO stage of the shared part"
+        0, description="DeepSpeed ZeRO stage of the shared part; higher ones suit larger cores"
     )
     cpus_per_worker: int = Field(1, ge=1)
     gpus_per_worker: int | None = Field(None, ge=0, description="null: 1 where there are GPUs")
