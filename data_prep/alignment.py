@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from data_prep.checks import check_trial, missing_neurons
+from data_prep.filtering import lowpass
 from data_prep.readers.protocol import RawTrial, SessionInfo, Signal
-from data_prep.resampling import fill_gaps, longest_gap, reduce_area, resample
+from data_prep.resampling import (
+    fill_gaps,
+    has_hole,
+    longest_gap,
+    longest_gap_between,
+    reduce_area,
+    resample_delayed,
+    resample_over_gaps,
+)
 from data_prep.settings import PrepSettings
 from fmcortex.errors import ConfigError, DataError
+
+_RATE_TOLERANCE = 0.01
+_LONGEST_FRAME = 1.5
 
 
 @dataclass(frozen=True)
@@ -51,22 +63,28 @@ def align(
     check_trial(raw, info, pixels)
     if raw.responses is None:
         return "responses are withheld"
-    frame_times = np.arange(len(raw.stimulus)) / settings.frame_rate
-    responses = _on_frames(raw.responses, frame_times)
-    missing = missing_neurons(responses, raw.responses.source, info)
+    frame_times, step = _frames(raw, settings.frame_rate)
+    if any(_has_hole(signal, frame_times) for signal in raw.responses):
+        return "samples of the responses are missing"
+    responses = np.concatenate(
+        [_on_frames(signal, frame_times) for signal in raw.responses], axis=1
+    )
+    missing = missing_neurons(responses, raw.responses[0].source, info)
     if missing == info.neurons:
         return "all neurons are missing"
     if missing and raw.ref.tier == "train":
         return "neurons are missing"
     limit = settings.max_pupil_gap_frames
     behaviour = []
-    for signal, what in ((raw.perspectives, "pupil position"), (raw.modulations, "behaviour")):
-        values = _on_frames(signal, frame_times)
-        gap = longest_gap(values)
-        if gap > limit or gap == len(values):
+    for signals, what in (
+        (raw.perspectives, "pupil position"),
+        (_filtered(raw.modulations, frame_times, info, settings), "behaviour"),
+    ):
+        parts = [_without_gaps(signal, frame_times, limit) for signal in signals]
+        if any(part is None for part in parts):
             return f"{what} missing for more than {limit} frames"
-        behaviour.append(fill_gaps(values))
-    stimulus = raw.stimulus
+        behaviour.append(np.concatenate([part for part in parts if part is not None], axis=1))
+    stimulus = raw.stimulus[::step]
     if settings.height is not None and settings.width is not None:
         try:
             stimulus = reduce_area(stimulus, settings.height, settings.width)
@@ -75,11 +93,85 @@ def align(
     return AlignedTrial(stimulus, responses, *behaviour)
 
 
+def _frames(raw: RawTrial, rate: float) -> tuple[np.ndarray, int]:
+    """Times [T] of the frames to keep, and which they are: every n-th."""
+    if raw.frame_times is None:
+        return np.arange(len(raw.stimulus)) / rate, 1
+    times = raw.frame_times
+    if len(times) == 1:
+        return times, 1
+    steps = np.diff(times)
+    where = f"{raw.stimulus_source}: trial {raw.ref.key}"
+    if not np.all(steps > 0):
+        raise DataError(f"{where}: frame times do not increase at frame {np.argmin(steps) + 1}")
+    found = 1 / float(np.median(steps))
+    step = max(round(found / rate), 1)
+    if abs(found / step / rate - 1) > _RATE_TOLERANCE:
+        raise ConfigError(
+            f"{where}: {found:.4g} frames a second, not {rate:g} or a multiple;"
+            " change frame_rate to that of the source"
+        )
+    longest = float(steps.max()) * found
+    if longest > _LONGEST_FRAME:
+        frame = int(np.argmax(steps))
+        raise DataError(
+            f"{where}: frame {frame} lasts {longest:.3g} times as long as the median one; leave"
+            " the trial out, or split it there"
+        )
+    return times[::step], step
+
+
+def _has_hole(signal: Signal, frame_times: np.ndarray) -> bool:
+    """Whether samples lack that the responses on the frames would be interpolated between."""
+    if signal.times is None:
+        return False
+    late, early = (
+        (0.0, 0.0) if signal.delays is None else (signal.delays.max(), signal.delays.min())
+    )
+    return has_hole(signal.times, frame_times[0] - late, frame_times[-1] - early)
+
+
+def _filtered(
+    signals: tuple[Signal, ...], frame_times: np.ndarray, info: SessionInfo, settings: PrepSettings
+) -> tuple[Signal, ...]:
+    """The behavioural signals with the treadmill's channels low-pass filtered, if asked for."""
+    cutoff = settings.treadmill_lowpass_hz
+    if cutoff is None:
+        return signals
+    treadmill = np.array([name.startswith("treadmill") for name in info.modulations])
+    if not treadmill.any():
+        raise ConfigError(f"{info.source}: no channel treadmill*; leave out treadmill_lowpass_hz")
+    result = []
+    for signal in signals:
+        mine, treadmill = np.split(treadmill, [signal.values.shape[1]])
+        if mine.any():
+            times = frame_times if signal.times is None else signal.times
+            values = np.array(signal.values, np.float64)
+            try:
+                values[:, mine] = lowpass(values[:, mine], times, cutoff)
+            except ValueError as error:
+                raise ConfigError(f"{signal.source}: {error}") from error
+            signal = replace(signal, values=values)
+        result.append(signal)
+    return tuple(result)
+
+
+def _without_gaps(signal: Signal, frame_times: np.ndarray, limit: int) -> np.ndarray | None:
+    """A behavioural signal as float64 [T, k] on the frames, None if a gap is above `limit`."""
+    if signal.times is None:
+        values = np.asarray(signal.values, np.float64)
+        gap = longest_gap(values)
+        return None if gap > limit or gap == len(values) else fill_gaps(values)
+    ends = frame_times[0], frame_times[-1]
+    longest = longest_gap_between(signal.values, signal.times, *ends)
+    if longest is None or longest > limit:
+        return None
+    return resample_over_gaps(signal.values, signal.times, frame_times)
+
+
 def _on_frames(signal: Signal, frame_times: np.ndarray) -> np.ndarray:
     """The signal as float64 [T, k] on the stimulus frames."""
     if signal.times is None:
         return np.asarray(signal.values, np.float64)
-    try:
-        return resample(signal.values, signal.times, frame_times)
-    except ValueError as error:
-        raise DataError(f"{signal.source}: {error}") from error
+    delays = np.zeros(signal.values.shape[1]) if signal.delays is None else signal.delays
+    return resample_delayed(signal.values, signal.times, frame_times, delays)

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from data_prep.readers.protocol import RawTrial, SessionInfo, TrialRef
+from data_prep.readers.protocol import RawTrial, SessionInfo, Signal, TrialRef
 from data_prep.resampling import Moments
 from fmcortex.errors import DataError
 
@@ -84,26 +84,39 @@ def check_trial(raw: RawTrial, info: SessionInfo, pixels: tuple[int, int] | None
             f"{raw.stimulus_source}: frames of {size[0]} x {size[1]} pixels, those of the"
             f" session's other videos have {pixels[0]} x {pixels[1]}; are the axes in order?"
         )
-    for signal, columns, what in (
+    for signals, columns, what in (
         (raw.responses, info.neurons, "neurons"),
         (raw.perspectives, len(info.perspectives), "pupil positions"),
         (raw.modulations, len(info.modulations), "behaviour channels"),
     ):
-        if signal is None:
+        if signals is None:
             continue
-        if signal.values.shape[1] != columns:
-            raise DataError(
-                f"{signal.source}: {signal.values.shape[1]} {what}, the session has {columns}"
-            )
-        expected = frames if signal.times is None else len(signal.times)
-        if len(signal.values) != expected:
-            raise DataError(
-                f"{signal.source}: unequal lengths: {len(signal.values)} samples here, {expected}"
-                f" {'frames in the video' if signal.times is None else 'times'}"
-            )
-        if np.isinf(signal.values).any():
-            frame = int(np.argmax(np.isinf(signal.values).any(axis=1)))
-            raise DataError(f"{signal.source}: infinite value at frame {frame}")
+        found = sum(signal.values.shape[1] for signal in signals)
+        if found != columns:
+            raise DataError(f"{signals[0].source}: {found} {what}, the session has {columns}")
+        for signal in signals:
+            _check_signal(signal, frames)
+    if raw.frame_times is not None and len(raw.frame_times) != frames:
+        raise DataError(
+            f"{raw.stimulus_source}: unequal lengths: {frames} frames here,"
+            f" {len(raw.frame_times)} frame times of trial {raw.ref.key}"
+        )
+
+
+def _check_signal(signal: Signal, frames: int) -> None:
+    expected = frames if signal.times is None else len(signal.times)
+    if len(signal.values) != expected:
+        raise DataError(
+            f"{signal.source}: unequal lengths: {len(signal.values)} samples here, {expected}"
+            f" {'frames in the video' if signal.times is None else 'times'}"
+        )
+    if signal.times is not None and not (expected > 1 and np.all(np.diff(signal.times) > 0)):
+        raise DataError(
+            f"{signal.source}: times must increase, one for each of two samples or more"
+        )
+    if np.isinf(signal.values).any():
+        frame = int(np.argmax(np.isinf(signal.values).any(axis=1)))
+        raise DataError(f"{signal.source}: infinite value at frame {frame}")
 
 
 def missing_neurons(responses: np.ndarray, source: str, info: SessionInfo) -> int:

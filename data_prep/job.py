@@ -23,6 +23,8 @@ from fmcortex.data.manifest import DatasetManifest, SessionEntry, SessionManifes
 from fmcortex.errors import ConfigError, DataError, FmcortexError, StorageError
 
 _BLOCK = 8 << 20
+#: Files of version 2 of zarr that say what its arrays are, although hidden.
+_ZARR_2 = (".zarray", ".zattrs", ".zgroup")
 
 
 def prepare(
@@ -121,7 +123,8 @@ def source_sha256(folder: str) -> str:
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root)
-        if not path.is_file() or any(part.startswith(".") for part in name.parts):
+        hidden = any(part.startswith(".") for part in name.parts)
+        if not path.is_file() or (hidden and path.name not in _ZARR_2):
             continue
         content = hashlib.sha256()
         try:
@@ -202,14 +205,17 @@ def _outdated(folders: list[Path], to: str, settings: PrepSettings, overwrite: b
     outdated = set()
     for folder in folders:
         manifest = _session_manifest(to, folder.name)
-        if manifest is None or manifest.settings == settings.content():
+        if manifest is None:
+            continue
+        # A setting that the manifest's version did not know yet was absent.
+        changed = sorted(
+            key
+            for key in {*manifest.settings, *settings.content()}
+            if manifest.settings.get(key) != settings.content().get(key)
+        )
+        if not changed:
             continue
         if not overwrite:
-            changed = sorted(
-                key
-                for key in {*manifest.settings, *settings.content()}
-                if manifest.settings.get(key) != settings.content().get(key)
-            )
             raise ConfigError(
                 f"{to}: session {folder.name} was prepared with another {', '.join(changed)};"
                 " choose another target, or overwrite"

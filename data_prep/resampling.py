@@ -37,6 +37,96 @@ def resample(values: np.ndarray, times: np.ndarray, at: np.ndarray) -> np.ndarra
     return result
 
 
+def resample_delayed(
+    values: np.ndarray, times: np.ndarray, at: np.ndarray, delays: np.ndarray
+) -> np.ndarray:
+    """`resample` of channels that were each sampled a time of its own after `times`.
+
+    Args:
+        values: [n, k].
+        times: seconds [n], increasing.
+        at: seconds [T].
+        delays: seconds [k]; sample i of channel j was taken at times[i] + delays[j].
+
+    Returns:
+        float64 [T, k].
+
+    Raises:
+        ValueError: as `resample`.
+    """
+    result = np.empty((len(at), values.shape[1]))
+    for delay in np.unique(delays):
+        channels = np.flatnonzero(delays == delay)
+        result[:, channels] = resample(values[:, channels], times + delay, at)
+    return result
+
+
+def has_hole(times: np.ndarray, start: float, stop: float) -> bool:
+    """Whether samples are lacking from increasing `times` [n] somewhere in `start` to `stop`.
+
+    They lack where two samples are more than one and a half median sampling intervals apart.
+    """
+    steps = np.diff(times)
+    within = (times[:-1] < stop) & (times[1:] > start)
+    return bool((steps[within] > 1.5 * np.median(steps)).any())
+
+
+def longest_gap_between(
+    values: np.ndarray, times: np.ndarray, start: float, stop: float
+) -> int | None:
+    """Most successive samples that miss in any channel where a gap touches `start` to `stop`.
+
+    NaN and samples that lack from `times` count alike, in sampling intervals (the median one).
+
+    Args:
+        values: [n, k], NaN where missing; n >= 2.
+        times: seconds [n], increasing.
+        start: seconds, first time of interest.
+        stop: seconds, last time of interest.
+
+    Returns:
+        The number of samples, None where a channel has no value at all.
+    """
+    interval = float(np.median(np.diff(times)))
+    longest = 0
+    for channel in values.T:
+        present = np.flatnonzero(~np.isnan(channel))
+        if not len(present):
+            return None
+        valid = times[present]
+        touching = (valid[:-1] < stop) & (valid[1:] > start)
+        steps = np.diff(valid)[touching] / interval
+        longest = max(longest, int(np.rint(steps.max(initial=1.0))) - 1)
+        # At the ends: what lacks up to the trial's end, or the NaNs that are known to follow.
+        if valid[0] > start:
+            lacking = int((valid[0] - start) / interval + 1e-6)
+            longest = max(longest, lacking, int(present[0]))
+        if valid[-1] < stop:
+            lacking = int((stop - valid[-1]) / interval + 1e-6)
+            longest = max(longest, lacking, len(times) - 1 - int(present[-1]))
+    return longest
+
+
+def resample_over_gaps(values: np.ndarray, times: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Linear interpolation of a signal at other times, over its missing samples.
+
+    Before the first and after the last value of a channel that value holds.
+
+    Args:
+        values: [n, k], NaN where missing; one value in each channel at least.
+        times: seconds [n], increasing.
+        at: seconds [T].
+
+    Returns:
+        float64 [T, k], finite.
+    """
+    result = np.empty((len(at), values.shape[1]))
+    for number, channel in enumerate(values.T):
+        present = ~np.isnan(channel)
+        result[:, number] = np.interp(at, times[present], channel[present])
+    return result
+
+
 def longest_gap(values: np.ndarray) -> int:
     """Length in frames of the longest run of NaN in any channel of `values` [T, k]."""
     missing = np.isnan(values)

@@ -19,7 +19,12 @@ class PrepSettings(BaseModel):
         None, description="names of the session folders to prepare; all if absent"
     )
     frame_rate: float = Field(
-        30.0, gt=0, le=1000, description="stimulus frames per second of the source, Hz"
+        30.0,
+        gt=0,
+        le=1000,
+        description="stimulus frames per second of the prepared dataset, Hz; a source that tells"
+        " its frame times has this rate, to 1%, or a multiple of it, of which every n-th frame is"
+        " kept",
     )
     height: int | None = Field(
         None, gt=0, description="reduce the stimulus to this height by area averaging, pixels"
@@ -41,7 +46,14 @@ class PrepSettings(BaseModel):
         15,
         ge=0,
         description="longest gap in pupil or treadmill that is filled by linear interpolation,"
-        " frames; a trial with a longer one is excluded and counted",
+        " frames of the camera, or of the stimulus where the source has behaviour on these; a"
+        " trial with a longer one is excluded and counted",
+    )
+    treadmill_lowpass_hz: float | None = Field(
+        None,
+        gt=0,
+        description="low-pass filter the channels called treadmill* at this frequency, Hz (-6 dB),"
+        " with a Hamming window; not where absent, as for layouts that are filtered already",
     )
     trials_per_shard: int = Field(64, gt=0, description="most training trials in a shard")
     shard_bytes: int = Field(

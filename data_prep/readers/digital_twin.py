@@ -144,9 +144,9 @@ class DigitalTwinReader:
             ref,
             stimulus,
             str(path),
-            signals["units"],
-            signals["perspectives"],
-            signals["modulations"],
+            (signals["units"],),
+            (signals["perspectives"],),
+            (signals["modulations"],),
         )
 
     def neurons(self) -> dict[str, np.ndarray]:

@@ -24,12 +24,16 @@ class Signal:
         values: floats [n, k], n samples of k channels or neurons; NaN where missing.
         source: the file it comes from, for messages.
         times: seconds [n] since the onset of the first stimulus frame, or None where the samples
-            lie on the stimulus frames.
+            lie on the stimulus frames. They reach past the trial on both sides where the
+            recording does, so that gaps and filters at its ends are judged by what was there.
+        delays: seconds [k] by which each channel was sampled after `times`, such as the imaging
+            delays of the fields of one scan; None for no delay.
     """
 
     values: np.ndarray
     source: str
     times: np.ndarray | None = None
+    delays: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,9 @@ class TrialRef:
 class RawTrial:
     """The arrays of one trial as recorded.
 
+    Channels that have clocks of their own come as several signals, whose channels are joined in
+    their order.
+
     Attributes:
         ref: the trial. Repeats of one video have the same `video`, which is never None outside
             the training tier.
@@ -61,14 +68,17 @@ class RawTrial:
         responses: [n, U], or None where the source withholds them.
         perspectives: [n, P], the pupil's position.
         modulations: [n, M], the behavioural state.
+        frame_times: seconds [T] of the stimulus frames since the onset of the first, or None
+            where the source tells none; then they are at the settings' `frame_rate`.
     """
 
     ref: TrialRef
     stimulus: np.ndarray
     stimulus_source: str
-    responses: Signal | None
-    perspectives: Signal
-    modulations: Signal
+    responses: tuple[Signal, ...] | None
+    perspectives: tuple[Signal, ...]
+    modulations: tuple[Signal, ...]
+    frame_times: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -135,16 +135,18 @@ class Sensorium2023Reader:
         if ref.tier != "test" or responses_path.exists():
             values = npy.load_numbers(responses_path, 2)
             if ref.tier != "test" or bool(np.any(np.nan_to_num(values))):
-                responses = Signal(_on_frames(values, frames, responses_path), str(responses_path))
+                values = _on_frames(values, frames, responses_path)
+                responses = (Signal(values, str(responses_path)),)
         signals = []
         for column in ("pupil_center", "behavior"):
             source = self._path(column, ref.key)
             values = npy.load_numbers(source, 2)
             if _end(values) < frames <= values.shape[1]:
                 # Missing at the trial's end, which the rule for gaps judges, not padding.
-                signals.append(Signal(values[:, :frames].T, str(source)))
+                values = values[:, :frames].T
             else:
-                signals.append(Signal(_on_frames(values, frames, source), str(source)))
+                values = _on_frames(values, frames, source)
+            signals.append((Signal(values, str(source)),))
         return RawTrial(ref, stimulus, str(path), responses, *signals)
 
     def neurons(self) -> dict[str, np.ndarray]:

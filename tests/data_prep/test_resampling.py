@@ -5,9 +5,13 @@ from data_prep.resampling import (
     Moments,
     area_weights,
     fill_gaps,
+    has_hole,
     longest_gap,
+    longest_gap_between,
     reduce_area,
     resample,
+    resample_delayed,
+    resample_over_gaps,
 )
 
 NAN = np.nan
@@ -79,3 +83,43 @@ def test_area_averaging_by_hand():
     np.testing.assert_allclose(area_weights(144, 36).sum(1), 1)
     with pytest.raises(ValueError, match="cannot enlarge 2 x 3 pixels to 4 x 3"):
         reduce_area(video, 4, 3)
+
+
+def test_resample_delayed_by_hand():
+    values = np.array([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    delays = np.array([0.0, 0.25, 0.5])
+    found = resample_delayed(values, np.arange(4.0), np.array([1.0, 1.25, 1.5]), delays)
+    np.testing.assert_allclose(found, [[1, 0.75, 0.5], [0.75, 1, 0.75], [0.5, 0.75, 1]])
+
+
+@pytest.mark.parametrize(
+    ("values", "times", "gap"),
+    [
+        ([1, 2, 3, 4, 5], [0, 1, 2, 3, 4], 0),
+        ([1, NAN, NAN, 4, 5], [0, 1, 2, 3, 4], 2),
+        ([1, 2, 5, 6, 7], [0, 1, 4, 5, 6], 2),  # samples lack from the times
+        ([1, NAN, 5, 6, 7, 8], [0, 1, 4, 5, 6, 7], 3),  # both
+        ([NAN, NAN, 1, 2, 3], [-2, -1, 0, 1, 2], 0),  # ends before the trial
+        ([NAN, NAN, NAN, 2, 3], [-2, -1, 0, 1, 2], 3),  # begins before the trial
+        ([1, 2, 3], [2.5, 3.5, 4.5], 1),  # starts late
+        ([1, 2, NAN, NAN], [0, 1, 2, 3], 2),
+        ([NAN, NAN], [0, 1], None),
+    ],
+)
+def test_gaps_are_counted_in_samples_of_the_signal(values, times, gap):
+    values = np.stack([values, np.arange(len(values))], axis=1).astype(float)
+    times = np.array(times, float)
+    assert longest_gap_between(values, times, 0.9, min(2.1, times[-1])) == gap
+
+
+def test_resample_over_gaps_by_hand():
+    values = np.array([[NAN, 1.0], [2.0, NAN], [NAN, 3.0], [8.0, NAN]])
+    times = np.array([0.0, 1.0, 2.0, 4.0])
+    found = resample_over_gaps(values, times, np.array([0.0, 1.0, 2.5, 4.0]))
+    np.testing.assert_allclose(found, [[2, 1], [2, 2], [5, 3], [8, 3]])
+
+
+def test_holes():
+    times = np.array([0.0, 1.0, 2.0, 4.0, 5.0])
+    assert has_hole(times, 3.0, 4.5)
+    assert not has_hole(times, 0.5, 2.0)
