@@ -104,19 +104,18 @@ def _frames(raw: RawTrial, rate: float) -> tuple[np.ndarray, int]:
     where = f"{raw.stimulus_source}: trial {raw.ref.key}"
     if not np.all(steps > 0):
         raise DataError(f"{where}: frame times do not increase at frame {np.argmin(steps) + 1}")
-    found = 1 / float(np.median(steps))
+    longest = float(steps.max() / np.median(steps))
+    if longest > _LONGEST_FRAME:
+        raise DataError(
+            f"{where}: frame {np.argmax(steps)} lasts {longest:.3g} times as long as the median"
+            " one; leave the trial out, or split it there"
+        )
+    found = len(steps) / float(times[-1] - times[0])
     step = max(round(found / rate), 1)
     if abs(found / step / rate - 1) > _RATE_TOLERANCE:
         raise ConfigError(
             f"{where}: {found:.4g} frames a second, not {rate:g} or a multiple;"
             " change frame_rate to that of the source"
-        )
-    longest = float(steps.max()) * found
-    if longest > _LONGEST_FRAME:
-        frame = int(np.argmax(steps))
-        raise DataError(
-            f"{where}: frame {frame} lasts {longest:.3g} times as long as the median one; leave"
-            " the trial out, or split it there"
         )
     return times[::step], step
 

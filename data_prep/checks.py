@@ -27,6 +27,20 @@ def check_name(name: str, what: str) -> None:
         )
 
 
+def check_key(key: str, what: str) -> None:
+    """Refuse a trial's name that cannot be one of the prepared dataset, or of a file.
+
+    Raises:
+        DataError: naming `what`.
+    """
+    if not _KEY.fullmatch(key):
+        # webdataset ends a sample's key at its first dot.
+        raise DataError(
+            f"{what} {key!r}: names are letters, digits, '_' and '-', at most 64,"
+            " and start with a letter or digit"
+        )
+
+
 def check_refs(refs: list[TrialRef], info: SessionInfo) -> None:
     """Check the list of trials: names that can be written, and training trials among them.
 
@@ -34,12 +48,8 @@ def check_refs(refs: list[TrialRef], info: SessionInfo) -> None:
         DataError: naming the trial or the session.
     """
     for ref in refs:
-        if ref.tier == "train" and not _KEY.fullmatch(ref.key):
-            # webdataset ends a sample's key at its first dot.
-            raise DataError(
-                f"{info.source}: trial {ref.key!r}: names are letters, digits, '_' and '-',"
-                " at most 64"
-            )
+        if ref.tier == "train":
+            check_key(ref.key, f"{info.source}: trial")
         if ref.video is not None:
             check_name(ref.video, f"{info.source}: trial {ref.key}: video")
     if not any(ref.tier == "train" for ref in refs):

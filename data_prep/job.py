@@ -97,7 +97,7 @@ def prepare_session(
 
     path = Path(folder)
     url = storage.join(to, "sessions", path.name)
-    reader = open_reader(path, settings.layout)
+    reader = open_reader(path, settings)
     found = survey(reader, settings)
     _forget(path.name, to)
     storage.remove(url)

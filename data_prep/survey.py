@@ -12,7 +12,7 @@ import numpy as np
 from data_prep.alignment import AlignedTrial, align
 from data_prep.checks import check_neurons, check_refs, check_responding
 from data_prep.readers.npy import content_name
-from data_prep.readers.protocol import Reader, TrialRef
+from data_prep.readers.protocol import RawTrial, Reader, TrialRef
 from data_prep.resampling import Moments
 from data_prep.settings import PrepSettings
 from fmcortex.data.manifest import Excluded, Tier
@@ -55,7 +55,7 @@ class RepeatedVideo:
     Attributes:
         video: its name.
         tier, domain: those of its trials.
-        frames: stimulus frames T.
+        frames: stimulus frames T that are kept.
         content: hash of the stimulus as read, the same for every repeat.
         refs: the repeats.
     """
@@ -116,7 +116,7 @@ def survey(reader: Reader, settings: PrepSettings) -> Survey:
             perspectives.add(trial.perspectives)
             modulations.add(trial.modulations)
         else:
-            _add_repeat(videos, raw.ref, raw.stimulus, raw.stimulus_source)
+            _add_repeat(videos, raw, len(trial.stimulus))
     if not training or pixels is None:
         reasons = "; ".join(sorted({item.reason for item in excluded}))
         raise DataError(f"{info.source}: every training trial is excluded: {reasons}")
@@ -137,20 +137,19 @@ def survey(reader: Reader, settings: PrepSettings) -> Survey:
     )
 
 
-def _add_repeat(
-    videos: dict[tuple[str, str], RepeatedVideo], ref: TrialRef, stimulus: np.ndarray, source: str
-) -> None:
+def _add_repeat(videos: dict[tuple[str, str], RepeatedVideo], raw: RawTrial, frames: int) -> None:
+    ref = raw.ref
     assert ref.video is not None
     assert ref.tier != "train"
-    content = content_name(stimulus)
+    content = content_name(raw.stimulus)
     entry = videos.setdefault(
         (ref.tier, ref.video),
-        RepeatedVideo(ref.video, ref.tier, ref.domain, len(stimulus), content),
+        RepeatedVideo(ref.video, ref.tier, ref.domain, frames, content),
     )
     if (content, ref.domain) != (entry.content, entry.domain):
         raise DataError(
-            f"{source}: shows another stimulus than the first repeat of video {ref.video}"
-            f" (trial {entry.refs[0].key})"
+            f"{raw.stimulus_source}: shows another stimulus than the first repeat of video"
+            f" {ref.video} (trial {entry.refs[0].key})"
         )
     entry.refs.append(ref)
 

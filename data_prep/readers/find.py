@@ -9,38 +9,53 @@ from data_prep.checks import check_name
 from data_prep.readers.digital_twin import DigitalTwinReader
 from data_prep.readers.protocol import Reader
 from data_prep.readers.sensorium2023 import Sensorium2023Reader
+from data_prep.readers.signals import SignalsReader
+from data_prep.settings import PrepSettings
 from fmcortex.errors import DataError
 
-#: For each layout: its reader, and folders of which one at least tells a session of the layout.
-_LAYOUTS: dict[str, tuple[Callable[[Path], Reader], tuple[str, ...]]] = {
-    "sensorium2023": (Sensorium2023Reader, ("data", "meta")),
-    "digital_twin": (DigitalTwinReader, ("units", "stimuli", "samples", "training")),
+#: For each layout: its reader, and what of which one at least tells a session of the layout.
+_LAYOUTS: dict[str, tuple[Callable[[Path, PrepSettings], Reader], tuple[str, ...]]] = {
+    "signals": (SignalsReader, ("session.json",)),
+    "sensorium2023": (lambda folder, _: Sensorium2023Reader(folder), ("data/", "meta/")),
+    "digital_twin": (
+        lambda folder, _: DigitalTwinReader(folder),
+        ("units/", "stimuli/", "samples/", "training/"),
+    ),
 }
 
 
 def layout_of(folder: Path) -> str | None:
     """The layout that `folder` looks like, None if it is no session of any known layout."""
     for layout, (_, marks) in _LAYOUTS.items():
-        if any((folder / mark).is_dir() for mark in marks):
+        if any(_has(folder, mark) for mark in marks):
             return layout
     return None
 
 
-def open_reader(folder: Path, layout: str = "auto") -> Reader:
+def _has(folder: Path, mark: str) -> bool:
+    """Whether `folder` holds a folder `<name>/`, or a file of a name or pattern."""
+    if mark.endswith("/"):
+        return (folder / mark).is_dir()
+    return any(path.is_file() for path in folder.glob(mark))
+
+
+def open_reader(folder: Path, settings: PrepSettings | None = None) -> Reader:
     """A reader of the session in `folder`.
 
     Args:
         folder: the session's folder.
-        layout: "sensorium2023" or "digital_twin", or "auto" to tell by the folder's content.
+        settings: which layout it is, or "auto" to tell by the folder's content, and how far
+            beyond a trial its signals are needed; the defaults if None.
 
     Raises:
         DataError: no known layout, or a part of the session is missing; the message names it.
     """
-    found = layout_of(folder) if layout == "auto" else layout
+    settings = settings or PrepSettings()
+    found = layout_of(folder) if settings.layout == "auto" else settings.layout
     if found is None:
-        marks = "; ".join(f"{name} has {'/ or '.join(m)}/" for name, (_, m) in _LAYOUTS.items())
+        marks = "; ".join(f"{name} has {' or '.join(m)}" for name, (_, m) in _LAYOUTS.items())
         raise DataError(f"{folder}: no session of a known layout ({marks})")
-    return _LAYOUTS[found][0](folder)
+    return _LAYOUTS[found][0](folder, settings)
 
 
 def find_sessions(source: str, names: list[str] | None = None) -> list[Path]:

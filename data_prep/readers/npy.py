@@ -10,7 +10,8 @@ import numpy as np
 
 from fmcortex.errors import DataError
 
-_HEADERS = {
+#: Readers of the headers of the versions of .npy files.
+HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
@@ -25,9 +26,9 @@ def header(path: Path) -> tuple[tuple[int, ...], np.dtype]:
     try:
         with open(path, "rb") as stream:
             version = np.lib.format.read_magic(stream)
-            if version not in _HEADERS:
+            if version not in HEADERS:
                 raise DataError(f"{path}: .npy format version {version} is not supported")
-            shape, _, dtype = _HEADERS[version](stream)
+            shape, _, dtype = HEADERS[version](stream)
             start, size = stream.tell(), os.fstat(stream.fileno()).st_size
     except FileNotFoundError as error:
         raise DataError(f"{path}: file is missing") from error

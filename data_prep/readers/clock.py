@@ -1,0 +1,86 @@
+"""The times of a long signal, and the part of it that a trial needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.filtering import half_width
+from data_prep.settings import PrepSettings
+from fmcortex.errors import DataError
+
+
+@dataclass(frozen=True)
+class Margin:
+    """How far a trial's part of a signal reaches beyond the trial on both sides.
+
+    Attributes:
+        samples: samples of the signal.
+        seconds: seconds, besides.
+    """
+
+    samples: int = 2
+    seconds: float = 0.0
+
+
+def behaviour_margin(settings: PrepSettings) -> Margin:
+    """The margin by which gaps can be judged and the treadmill be filtered at a trial's ends."""
+    cutoff = settings.treadmill_lowpass_hz
+    reach = 0.0 if cutoff is None else half_width(cutoff)
+    return Margin(settings.max_pupil_gap_frames + 2, reach)
+
+
+class Clock:
+    """The sample times of a signal on the stimulus's clock, seconds [n]."""
+
+    def __init__(self, times: np.ndarray, source: str, offset: float = 0.0) -> None:
+        """Check the times, and add `offset` to them.
+
+        Raises:
+            DataError: naming `source`: they are not two or more finite numbers that increase.
+        """
+        if times.ndim != 1 or times.dtype.kind not in "fiu":
+            raise DataError(
+                f"{source}: times are {times.dtype} {list(times.shape)}, not numbers of one axis"
+            )
+        if len(times) < 2:
+            raise DataError(f"{source}: {len(times)} samples; two at least are needed")
+        times = np.asarray(times, np.float64)
+        finite = np.isfinite(times)
+        if not finite.all():
+            raise DataError(
+                f"{source}: time of sample {np.argmin(finite)} is {times[np.argmin(finite)]}"
+            )
+        steps = np.diff(times)
+        if not np.all(steps > 0):
+            at = int(np.argmax(steps <= 0)) + 1
+            raise DataError(
+                f"{source}: times do not increase at sample {at}: {times[at - 1]:.6g} s,"
+                f" then {times[at]:.6g} s"
+            )
+        self.source = source
+        self.times = times + offset
+        self.interval = float(np.median(steps))
+
+    def part(self, start: float, stop: float, margin: Margin) -> slice:
+        """The samples from `start` to `stop`, seconds, and those of the margin that there are."""
+        first = int(np.searchsorted(self.times, start - margin.seconds)) - margin.samples
+        last = int(np.searchsorted(self.times, stop + margin.seconds, "right")) + margin.samples
+        count = len(self.times)
+        first = min(max(first, 0), count - 2)
+        return slice(first, max(min(last, count), first + 2))
+
+    def check_covers(self, start: float, stop: float, trial: str) -> None:
+        """Refuse a trial from `start` to `stop` that the signal does not cover.
+
+        Raises:
+            DataError: naming the signal and the trial.
+        """
+        begin, end = self.times[0] - self.interval, self.times[-1] + self.interval
+        if start < begin or stop > end:
+            raise DataError(
+                f"{self.source}: trial {trial} needs responses from {start:.6g} to {stop:.6g} s,"
+                f" they were recorded from {self.times[0]:.6g} to {self.times[-1]:.6g} s;"
+                " are they on one clock?"
+            )

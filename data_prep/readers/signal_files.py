@@ -1,0 +1,149 @@
+"""Long signals on disk, of which only the rows that are asked for are read."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.readers import npy
+from fmcortex.errors import DataError
+
+_FORMS = ("<name>/{values,times}.npy", "<name>.npz", "<name>.zarr")
+
+
+class SignalFile:
+    """Values [n, k] and times [n] of one signal, in any of three forms.
+
+    * a folder `<name>/` with `values.npy` and `times.npy`, which are mapped into memory;
+    * `<name>.npz` with the same two, as numpy.savez writes it: not compressed, since of a
+      compressed array no part can be read alone;
+    * a zarr group `<name>.zarr`, of which only the chunks are read that a part lies in.
+
+    Attributes:
+        source: its path, for messages.
+        columns: k; a signal of one axis has one column.
+        times: as stored [n].
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        """Find and open the signal `name` of `folder`.
+
+        Raises:
+            DataError: there is none, or more than one, or it is not as described above.
+        """
+        forms = (folder / name, folder / f"{name}.npz", folder / f"{name}.zarr")
+        found = [path for path in forms if path.exists()]
+        if len(found) != 1:
+            how = "is there more than once" if found else "is missing"
+            raise DataError(f"{folder}: signal {name} {how}; it is one of {', '.join(_FORMS)}")
+        path = found[0]
+        self.source = str(path)
+        if path.suffix == ".zarr":
+            self._values, times = _zarr_arrays(path)
+        elif path.suffix == ".npz":
+            self._values, times = (_stored_member(path, key) for key in ("values", "times"))
+        else:
+            self._values, times = (_mapped(path / f"{key}.npy") for key in ("values", "times"))
+        if np.dtype(self._values.dtype).kind not in "fiu":
+            raise DataError(f"{path}: values are {self._values.dtype}, not numbers")
+        shape = self._values.shape
+        if len(shape) not in (1, 2) or len(times.shape) != 1:
+            raise DataError(
+                f"{path}: values have shape {list(shape)} and times {list(times.shape)},"
+                " not [samples, channels] and [samples]"
+            )
+        if shape[0] != times.shape[0]:
+            raise DataError(
+                f"{path}: unequal lengths: {shape[0]} values, {times.shape[0]} times;"
+                " is time the first axis?"
+            )
+        self.columns = 1 if len(shape) == 1 else shape[1]
+        self.times = np.array(times[:])
+
+    def rows(self, part: slice) -> np.ndarray:
+        """The values [m, k] of some samples.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        try:
+            values = np.array(self._values[part])
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DataError(f"{self.source}: cannot read: {error}") from error
+        return values.reshape(len(values), self.columns)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """The array in a .npy file, mapped into memory."""
+    npy.header(path)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot read: {error}") from error
+
+
+def _stored_member(path: Path, key: str) -> np.ndarray:
+    """The array `key` of a .npz file that is not compressed, mapped into memory."""
+    try:
+        with zipfile.ZipFile(path) as archive, open(path, "rb") as stream:
+            if f"{key}.npy" not in archive.namelist():
+                raise DataError(f"{path}: no array {key} in it")
+            member = archive.getinfo(f"{key}.npy")
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise DataError(
+                    f"{path}: is compressed, so that no part of it can be read alone; write it"
+                    " with numpy.savez, or as zarr"
+                )
+            # A member's local header: 30 bytes, the last four being the lengths of what follows.
+            stream.seek(member.header_offset)
+            name, extra = struct.unpack("<HH", stream.read(30)[26:30])
+            start = member.header_offset + 30 + name + extra
+            stream.seek(start)
+            version = np.lib.format.read_magic(stream)
+            if version not in npy.HEADERS:
+                raise DataError(f"{path}: .npy format version {version} is not supported")
+            shape, fortran, dtype = npy.HEADERS[version](stream)
+            if dtype.hasobject:
+                raise DataError(f"{path}: {key} holds Python objects, not numbers")
+            offset = stream.tell()
+        if (
+            offset - start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            != member.file_size
+        ):
+            raise DataError(f"{path}: {key} is not as long as its header says")
+        if 0 in shape:
+            return np.zeros(shape, dtype)
+        return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+    except (OSError, ValueError, EOFError, struct.error, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not a whole .npz file: {error}") from error
+
+
+def _zarr_arrays(path: Path) -> tuple[Any, Any]:
+    """The arrays `values` and `times` of a zarr group, with all their chunks there."""
+    import zarr
+
+    try:
+        group = zarr.open_group(str(path), mode="r")
+        values, times = group["values"], group["times"]
+        for key, array in (("values", values), ("times", times)):
+            # A lost chunk reads as the fill value. Where that is NaN, it is missing; else a chunk
+            # that was not written since it holds nothing else cannot be told from a lost one.
+            fill = array.fill_value
+            if fill is not None and fill == fill and array.nchunks_initialized < array.nchunks:
+                raise DataError(
+                    f"{path}: {array.nchunks - array.nchunks_initialized} chunks of {key} are"
+                    f" missing, which would read as {fill}; write it with NaN as fill_value, or"
+                    " with config={'write_empty_chunks': True}"
+                )
+    except DataError:
+        raise
+    except KeyError as error:
+        raise DataError(f"{path}: no array {error.args[0]} in it") from error
+    except Exception as error:
+        # zarr's errors have no common class; whatever it is, this is no group of two arrays.
+        raise DataError(f"{path}: not a zarr group with values and times: {error}") from error
+    return values, times
