@@ -12,7 +12,7 @@ class PrepSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    layout: Literal["auto", "signals", "sensorium2023", "digital_twin"] = Field(
+    layout: Literal["auto", "signals", "nwb", "sensorium2023", "digital_twin"] = Field(
         "auto", description="layout of the source folders; auto recognises each session's"
     )
     sessions: list[str] | None = Field(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_prep.checks import check_name
 from data_prep.readers.digital_twin import DigitalTwinReader
+from data_prep.readers.nwb import NwbReader
 from data_prep.readers.protocol import Reader
 from data_prep.readers.sensorium2023 import Sensorium2023Reader
 from data_prep.readers.signals import SignalsReader
@@ -16,6 +17,7 @@ from fmcortex.errors import DataError
 #: For each layout: its reader, and what of which one at least tells a session of the layout.
 _LAYOUTS: dict[str, tuple[Callable[[Path, PrepSettings], Reader], tuple[str, ...]]] = {
     "signals": (SignalsReader, ("session.json",)),
+    "nwb": (NwbReader, ("*.nwb", "nwb.json")),
     "sensorium2023": (lambda folder, _: Sensorium2023Reader(folder), ("data/", "meta/")),
     "digital_twin": (
         lambda folder, _: DigitalTwinReader(folder),

@@ -147,7 +147,8 @@ class Sensorium2023Reader:
             else:
                 values = _on_frames(values, frames, source)
             signals.append((Signal(values, str(source)),))
-        return RawTrial(ref, stimulus, str(path), responses, *signals)
+        perspectives, modulations = signals
+        return RawTrial(ref, stimulus, str(path), responses, perspectives, modulations)
 
     def neurons(self) -> dict[str, np.ndarray]:
         """The arrays of meta/neurons; see `Reader.neurons`."""

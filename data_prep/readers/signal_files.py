@@ -128,7 +128,8 @@ def _zarr_arrays(path: Path) -> tuple[Any, Any]:
 
     try:
         group = zarr.open_group(str(path), mode="r")
-        values, times = group["values"], group["times"]
+        values: Any = group["values"]
+        times: Any = group["times"]
         for key, array in (("values", values), ("times", times)):
             # A lost chunk reads as the fill value. Where that is NaN, it is missing; else a chunk
             # that was not written since it holds nothing else cannot be told from a lost one.

@@ -28,6 +28,7 @@ between its own sample times. A signal's `offset_seconds` is added to its times.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -39,7 +40,7 @@ from data_prep.readers.signal_files import SignalFile
 from data_prep.readers.signals_schema import RESPONSES, read_session_file
 from data_prep.readers.tables import read_columns, read_rows
 from data_prep.settings import PrepSettings
-from fmcortex.data.manifest import DOMAINS
+from fmcortex.data.manifest import DOMAINS, Tier
 from fmcortex.errors import DataError
 
 _TIERS = ("train", "validation", "test", "none")
@@ -149,7 +150,7 @@ class SignalsReader:
             if even:
                 self._starts[key] = _seconds(row["start"], f"{path}: trial {key}: start")
             if tier != "none":
-                refs[key] = TrialRef(key, tier, row["domain"], row["video"])
+                refs[key] = TrialRef(key, cast(Tier, tier), row["domain"], row["video"])
         if not refs:
             raise DataError(f"{path}: no trials")
         return list(refs.values())

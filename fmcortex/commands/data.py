@@ -70,8 +70,9 @@ def prep_command(
 ) -> None:
     """Turn recordings into a prepared dataset of shards.
 
-    SOURCE is a folder of session folders in the Sensorium 2023 or the digital-twin layout. The
-    command may be interrupted and run again; what is whole already is left alone.
+    SOURCE is a folder of session folders: signals with their timestamps, NWB 2, Sensorium 2023,
+    or the digital-twin layout. The command may be interrupted and run again; what is whole
+    already is left alone.
     """
     from data_prep.job import prepare
     from data_prep.settings import PrepSettings

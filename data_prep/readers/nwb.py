@@ -1,0 +1,284 @@
+"""Reader of NWB 2 files with two-photon recordings, such as the MICrONS release, DANDI 000402.
+
+One folder a session: one `.nwb` file, and where the defaults below do not fit, `nwb.json` (see
+`data_prep.readers.nwb_schema`; it may also give the URL of a file elsewhere). Expected of the
+file, in the names of that release::
+
+    processing/ophys/Fluorescence/RoiResponseSeries<i>    one a field: data [n, ROIs], timestamps,
+                                                          rois, a region of a PlaneSegmentation
+    its PlaneSegmentation             id, and any columns of one entry a ROI: mask_type, area, ...
+    acquisition/EyeTracking/eye_position               [n, 2] x, y
+    acquisition/PupilTracking/pupil_major_radius       [n]
+    acquisition/treadmill_velocity                     [n]
+    acquisition/<any>                 one ImageSeries of the whole scan, with a time a frame
+    intervals/{Clip,Monet2,Trippy}    start_time, stop_time, id, condition_hash
+
+A series has timestamps, or starting_time and rate. Each field is interpolated on its own clock.
+A trial's frames are those of the ImageSeries from half a frame before start_time to half a frame
+before stop_time; trials of one condition have as many as the shortest of them. A condition that
+is shown often is a repeated video of the test tier (`repeats_for_test`), unless a column tells.
+
+What the release lacks: deconvolved traces (its Fluorescence is raw, so that a lab's own
+deconvolution is to be named as `responses`), areas of the neurons, the imaging delays of the
+fields (`field_delays_seconds`), and the stimulus itself, whose video lies beside the file and is
+decoded once to a .npy file (`stimulus_file`).
+
+A neuron's unit_id is the column unit_id of its segmentation, else the id of its ROI, and where
+ids occur in several fields, 1,000,000 times its field (from 1, in the order of the series' names)
+plus that id. The neuron table has `field` and `roi_id` too, and `z` from the imaging plane.
+
+Of the signals and frames only the rows that a trial needs are read. Of a file at a URL the job
+does not notice when it changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from data_prep.checks import check_key
+from data_prep.readers import nwb_file
+from data_prep.readers.clock import Clock, Margin, behaviour_margin
+from data_prep.readers.nwb_rois import Field, read_fields, read_neurons
+from data_prep.readers.nwb_schema import NwbSession
+from data_prep.readers.protocol import RawTrial, SessionInfo, Signal, TrialRef, animal_of
+from data_prep.readers.signals_schema import read_json
+from data_prep.settings import PrepSettings
+from fmcortex.data.manifest import DOMAINS, Tier
+from fmcortex.errors import DataError
+
+_SETTINGS = "nwb.json"
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_TIERS = ("train", "validation", "test", "none")
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A trial's place among the frames of the stimulus."""
+
+    key: str
+    tier: str
+    domain: str
+    condition: str
+    first: int
+    frames: int
+
+
+class NwbReader:
+    """Reads one session of an NWB file."""
+
+    layout = "nwb"
+
+    def __init__(self, folder: Path, settings: PrepSettings | None = None) -> None:
+        """Open the file and read its tables and times.
+
+        Args:
+            folder: the session's folder.
+            settings: tell how far beyond a trial behaviour is needed; the defaults if None.
+
+        Raises:
+            DataError: something is missing or malformed; the message names the file and the path
+                in it.
+        """
+        self._margin = behaviour_margin(settings or PrepSettings())
+        path = folder / _SETTINGS
+        self._session = session = read_json(path, NwbSession) if path.exists() else NwbSession()
+        for domain in session.intervals.values():
+            if domain not in (*DOMAINS, "unknown"):
+                known = ", ".join(DOMAINS)
+                raise DataError(f"{path}: unknown domain {domain!r}; known: {known}, unknown")
+        self._source = session.url or str(_only_file(folder))
+        self._file = nwb_file.open_nwb(self._source)
+        self._fields: list[Field] = read_fields(self._file, self._source, session)
+        self._position = self._series("pupil_position", "pupil", 2)
+        self._radius = self._series("pupil_radius", "pupil", 1)
+        self._treadmill = self._series("treadmill", "treadmill", 1)
+        self._frames = self._open_frames(folder)
+        self._shown = self._read_trials()
+        self.info = SessionInfo(
+            name=folder.name,
+            animal=self._subject() or animal_of(folder.name),
+            source=self._source,
+            neurons=sum(len(field.columns) for field in self._fields),
+            perspectives=("pupil_x", "pupil_y"),
+            modulations=("pupil_radius", "treadmill_speed"),
+            nan_is_missing=False,
+        )
+
+    def _subject(self) -> str | None:
+        path = "general/subject/subject_id"
+        return nwb_file.text([self._file[path][()]])[0] if path in self._file else None
+
+    def _series(self, setting: str, signal: str, columns: int) -> nwb_file.Series:
+        path = getattr(self._session, setting)
+        group = nwb_file.child(self._file, path, self._source)
+        offset = self._session.offsets_seconds.get(cast(Any, signal), 0.0)
+        series = nwb_file.Series(group, f"{self._source}: {path}", offset)
+        if series.columns != columns:
+            raise DataError(f"{series.source}: {series.columns} columns, not {columns}")
+        return series
+
+    def _open_frames(self, folder: Path) -> nwb_file.Frames:
+        session, path = self._session, self._session.stimulus
+        if path is None:
+            found = [
+                f"{parent}/{name}"
+                for parent in ("acquisition", "stimulus/presentation")
+                for name in sorted(self._file.get(parent, {}))
+                if nwb_file.kind(self._file[parent][name]) == "ImageSeries"
+            ]
+            if len(found) != 1:
+                raise DataError(
+                    f"{self._source}: {len(found)} ImageSeries in acquisition and"
+                    f" stimulus/presentation{': ' if found else ''}{', '.join(found)};"
+                    f" say in {_SETTINGS} which is the stimulus"
+                )
+            path = found[0]
+        return nwb_file.Frames(
+            nwb_file.child(self._file, path, self._source),
+            f"{self._source}: {path}",
+            folder,
+            session.stimulus_file,
+            session.stimulus_axes == "frame,width,height",
+        )
+
+    def _read_trials(self) -> list[_Shown]:
+        intervals = self._file.get("intervals", {})
+        tables = [name for name in self._session.intervals if name in intervals]
+        if not tables:
+            has, sought = ", ".join(sorted(intervals)), ", ".join(self._session.intervals)
+            raise DataError(
+                f"{self._source}: intervals has {has or 'no tables'}, but none of {sought};"
+                f" say in {_SETTINGS} which tables are trials"
+            )
+        shown = [trial for name in tables for trial in self._table(name)]
+        if not shown:
+            raise DataError(f"{self._source}: no trials in intervals/{', '.join(tables)}")
+        shortest: dict[str, int] = {}
+        repeats: dict[str, int] = {}
+        for trial in shown:
+            known = shortest.get(trial.condition, trial.frames)
+            shortest[trial.condition] = min(known, trial.frames)
+            repeats[trial.condition] = repeats.get(trial.condition, 0) + 1
+        often = self._session.repeats_for_test
+        return [
+            _Shown(
+                trial.key,
+                trial.tier or ("test" if repeats[trial.condition] >= often else "train"),
+                trial.domain,
+                trial.condition,
+                trial.first,
+                shortest[trial.condition],
+            )
+            for trial in sorted(shown, key=lambda trial: trial.first)
+        ]
+
+    def _table(self, name: str) -> list[_Shown]:
+        """The trials of one table, with an empty tier where no column tells it."""
+        session, path = self._session, f"intervals/{name}"
+        names = ["id", "start_time", "stop_time", session.condition]
+        names += [session.tier_column] if session.tier_column else []
+        columns = {}
+        for column in names:
+            values = nwb_file.child(self._file, f"{path}/{column}", self._source)[:]
+            columns[column] = values
+        where = f"{self._source}: {path}"
+        if len({len(values) for values in columns.values()}) > 1:
+            lengths = ", ".join(f"{key} {len(values)}" for key, values in columns.items())
+            raise DataError(f"{where}: columns of unequal length: {lengths}")
+        start, stop = columns["start_time"], columns["stop_time"]
+        bad = ~(np.isfinite(start) & np.isfinite(stop) & (start < stop))
+        if bad.any():
+            at = int(np.argmax(bad))
+            raise DataError(f"{where}: row {at}: from {start[at]} to {stop[at]} s is no interval")
+        clock = self._frames.clock
+        first = np.searchsorted(clock.times, start - clock.interval / 2)
+        last = np.searchsorted(clock.times, stop - clock.interval / 2)
+        conditions = nwb_file.text(columns[session.condition])
+        tiers = nwb_file.text(columns[session.tier_column]) if session.tier_column else []
+        result = []
+        for row, number in enumerate(columns["id"]):
+            key = f"{name}-{number}"
+            check_key(key, f"{where}: trial")
+            tier = tiers[row] if tiers else ""
+            if tiers and tier not in _TIERS:
+                raise DataError(f"{where}: row {row}: unknown tier {tier!r}; known: {_TIERS}")
+            if start[row] < clock.times[0] - clock.interval or last[row] <= first[row]:
+                raise DataError(
+                    f"{where}: row {row}: from {start[row]:.6g} to {stop[row]:.6g} s no frames"
+                    f" were shown; those are from {clock.times[0]:.6g} to {clock.times[-1]:.6g} s"
+                )
+            frames = int(last[row] - first[row])
+            condition = f"{name}/{conditions[row]}"
+            domain = session.intervals[name]
+            result.append(_Shown(key, tier, domain, condition, int(first[row]), frames))
+        keys = [trial.key for trial in result]
+        if len(set(keys)) != len(keys):
+            raise DataError(f"{where}: an id occurs more than once")
+        return result
+
+    def trials(self) -> list[TrialRef]:
+        """The rows of the interval tables in the order of time; see `Reader.trials`."""
+        return [
+            TrialRef(trial.key, cast(Tier, trial.tier), trial.domain, _video(trial.condition))
+            for trial in self._shown
+            if trial.tier != "none"
+        ]
+
+    def read(self, ref: TrialRef) -> RawTrial:
+        """Read one trial and what its signals hold around it; see `Reader.read`."""
+        trial = next(trial for trial in self._shown if trial.key == ref.key)
+        part = slice(trial.first, trial.first + trial.frames)
+        times = self._frames.clock.times[part]
+        start, stop = float(times[0]), float(times[-1])
+        responses = []
+        for field in self._fields:
+            field.series.clock.check_covers(start, stop, ref.key)
+            whole = _signal(field.series, start, stop, Margin())
+            responses.append(Signal(whole.values[:, field.columns], whole.source, whole.times))
+        behaviour = [
+            _signal(series, start, stop, self._margin)
+            for series in (self._position, self._radius, self._treadmill)
+        ]
+        return RawTrial(
+            ref=ref,
+            stimulus=self._frames.rows(part),
+            stimulus_source=self._frames.source,
+            responses=tuple(responses),
+            perspectives=(behaviour[0],),
+            modulations=(behaviour[1], behaviour[2]),
+            frame_times=times - start,
+        )
+
+    def neurons(self) -> dict[str, np.ndarray]:
+        """The columns that all the fields' segmentations have; see `Reader.neurons`."""
+        return read_neurons(self._fields)
+
+
+def _only_file(folder: Path) -> Path:
+    found = sorted(folder.glob("*.nwb"))
+    if len(found) != 1:
+        raise DataError(
+            f"{folder}: {len(found)} .nwb files; a session is a folder of one, or of an"
+            f" {_SETTINGS} with its url"
+        )
+    return found[0]
+
+
+def _signal(series: nwb_file.Series, start: float, stop: float, margin: Margin) -> Signal:
+    clock: Clock = series.clock
+    part = clock.part(start, stop, margin)
+    return Signal(series.rows(part), series.source, clock.times[part] - start)
+
+
+def _video(condition: str) -> str:
+    """A video's name: its condition if that can be a name, else a hash of it."""
+    name = condition.partition("/")[2]
+    if _PLAIN.fullmatch(name):
+        return name
+    return f"sha256-{hashlib.sha256(condition.encode()).hexdigest()[:24]}"
