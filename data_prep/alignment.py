@@ -63,6 +63,8 @@ def align(
     check_trial(raw, info, pixels)
     if raw.responses is None:
         return "responses are withheld"
+    if raw.frame_times is not None and _dropped_frame(raw):
+        return "stimulus frames were dropped"
     frame_times, step = _frames(raw, settings.frame_rate)
     if any(_has_hole(signal, frame_times) for signal in raw.responses):
         return "samples of the responses are missing"
@@ -93,6 +95,22 @@ def align(
     return AlignedTrial(stimulus, responses, *behaviour)
 
 
+def _dropped_frame(raw: RawTrial) -> bool:
+    """Whether a frame stayed on for one and a half times as long as the median one, or more.
+
+    Raises:
+        DataError: the frame times do not increase.
+    """
+    assert raw.frame_times is not None
+    steps = np.diff(raw.frame_times)
+    if not np.all(steps > 0):
+        raise DataError(
+            f"{raw.stimulus_source}: trial {raw.ref.key}: frame times do not increase at frame"
+            f" {np.argmin(steps) + 1}"
+        )
+    return len(steps) > 0 and bool(steps.max() > _LONGEST_FRAME * np.median(steps))
+
+
 def _frames(raw: RawTrial, rate: float) -> tuple[np.ndarray, int]:
     """Times [T] of the frames to keep, and which they are: every n-th."""
     if raw.frame_times is None:
@@ -102,14 +120,6 @@ def _frames(raw: RawTrial, rate: float) -> tuple[np.ndarray, int]:
         return times, 1
     steps = np.diff(times)
     where = f"{raw.stimulus_source}: trial {raw.ref.key}"
-    if not np.all(steps > 0):
-        raise DataError(f"{where}: frame times do not increase at frame {np.argmin(steps) + 1}")
-    longest = float(steps.max() / np.median(steps))
-    if longest > _LONGEST_FRAME:
-        raise DataError(
-            f"{where}: frame {np.argmax(steps)} lasts {longest:.3g} times as long as the median"
-            " one; leave the trial out, or split it there"
-        )
     found = len(steps) / float(times[-1] - times[0])
     step = max(round(found / rate), 1)
     if abs(found / step / rate - 1) > _RATE_TOLERANCE:
@@ -127,7 +137,10 @@ def _has_hole(signal: Signal, frame_times: np.ndarray) -> bool:
     late, early = (
         (0.0, 0.0) if signal.delays is None else (signal.delays.max(), signal.delays.min())
     )
-    return has_hole(signal.times, frame_times[0] - late, frame_times[-1] - early)
+    start, stop = frame_times[0] - late, frame_times[-1] - early
+    interval = float(np.median(np.diff(signal.times)))
+    covered = signal.times[0] - interval <= start and stop <= signal.times[-1] + interval
+    return not covered or has_hole(signal.times, start, stop)
 
 
 def _filtered(

@@ -71,14 +71,16 @@ class Clock:
         first = min(max(first, 0), count - 2)
         return slice(first, max(min(last, count), first + 2))
 
-    def check_covers(self, start: float, stop: float, trial: str) -> None:
-        """Refuse a trial from `start` to `stop` that the signal does not cover.
+    def check_meets(self, start: float, stop: float, trial: str) -> None:
+        """Refuse a trial from `start` to `stop` of which the signal covers nothing.
+
+        One of which it covers a part was shown as the recording began or ended; that is for
+        `align` to judge.
 
         Raises:
             DataError: naming the signal and the trial.
         """
-        begin, end = self.times[0] - self.interval, self.times[-1] + self.interval
-        if start < begin or stop > end:
+        if start > self.times[-1] or stop < self.times[0]:
             raise DataError(
                 f"{self.source}: trial {trial} needs responses from {start:.6g} to {stop:.6g} s,"
                 f" they were recorded from {self.times[0]:.6g} to {self.times[-1]:.6g} s;"

@@ -238,7 +238,7 @@ class NwbReader:
         start, stop = float(times[0]), float(times[-1])
         responses = []
         for field in self._fields:
-            field.series.clock.check_covers(start, stop, ref.key)
+            field.series.clock.check_meets(start, stop, ref.key)
             whole = _signal(field.series, start, stop, Margin())
             responses.append(Signal(whole.values[:, field.columns], whole.source, whole.times))
         behaviour = [

@@ -198,7 +198,7 @@ class SignalsReader:
     def _check_recorded(self, ref: TrialRef, start: float, stop: float) -> None:
         delays = np.zeros(1) if self._delays is None else self._delays
         late, early = float(delays.max()), float(delays.min())
-        self._clocks[RESPONSES].check_covers(start - late, stop - early, ref.key)
+        self._clocks[RESPONSES].check_meets(start - late, stop - early, ref.key)
 
     def _frame_times(self, ref: TrialRef, frames: int) -> tuple[float, np.ndarray]:
         """The time of the first frame, and the times [T] of all since then, seconds."""

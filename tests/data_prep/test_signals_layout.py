@@ -160,6 +160,28 @@ def test_lost_scan_frames_leave_the_trial_out(make, tmp_path):
     assert [(e.trial, e.reason) for e in manifest.excluded] == [("t2", reason)]
 
 
+def test_a_recording_that_ends_early_leaves_the_last_trial_out(make, tmp_path):
+    session = make()
+    values, times = session.signals["responses"]
+    kept = times < session.starts["t6"] + 0.8
+    session.write_signal("responses", values[kept], times[kept])
+    prepare(str(tmp_path / "source"), str(tmp_path / "to"))
+    manifest = open_dataset(str(tmp_path / "to")).session(NAME).manifest
+    reason = "samples of the responses are missing"
+    assert [(e.trial, e.reason) for e in manifest.excluded] == [("t6", reason)]
+
+
+def test_dropped_frames_leave_the_trial_out(make, tmp_path):
+    session = make(even=False)
+    times = session.frames["t2"]
+    times[20:] += 1 / 30
+    session.save("frames/t2.npy", times)
+    prepare(str(tmp_path / "source"), str(tmp_path / "to"))
+    manifest = open_dataset(str(tmp_path / "to")).session(NAME).manifest
+    reason = "stimulus frames were dropped"
+    assert [(e.trial, e.reason) for e in manifest.excluded] == [("t2", reason)]
+
+
 @pytest.mark.parametrize("form", ["npz", "npy", "zarr"])
 def test_only_the_part_of_a_trial_is_read(make, form):
     session = make(form=form)
