@@ -12,8 +12,8 @@ class PrepSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    layout: Literal["auto", "signals", "nwb", "sensorium2023", "digital_twin"] = Field(
-        "auto", description="layout of the source folders; auto recognises each session's"
+    layout: Literal["auto", "signals", "nwb", "sensorium2022", "sensorium2023", "digital_twin"] = (
+        Field("auto", description="layout of the source folders; auto recognises each session's")
     )
     sessions: list[str] | None = Field(
         None, description="names of the session folders to prepare; all if absent"
@@ -54,6 +54,12 @@ class PrepSettings(BaseModel):
         gt=0,
         description="low-pass filter the channels called treadmill* at this frequency, Hz (-6 dB),"
         " with a Hamming window; not where absent, as for layouts that are filtered already",
+    )
+    image_frames: int = Field(
+        15,
+        gt=0,
+        description="frames that a static image becomes (Sensorium 2022); its responses hold over"
+        " them",
     )
     trials_per_shard: int = Field(64, gt=0, description="most training trials in a shard")
     shard_bytes: int = Field(

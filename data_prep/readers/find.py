@@ -9,6 +9,7 @@ from data_prep.checks import check_name
 from data_prep.readers.digital_twin import DigitalTwinReader
 from data_prep.readers.nwb import NwbReader
 from data_prep.readers.protocol import Reader
+from data_prep.readers.sensorium2022 import Sensorium2022Reader
 from data_prep.readers.sensorium2023 import Sensorium2023Reader
 from data_prep.readers.signals import SignalsReader
 from data_prep.settings import PrepSettings
@@ -18,6 +19,7 @@ from fmcortex.errors import DataError
 _LAYOUTS: dict[str, tuple[Callable[[Path, PrepSettings], Reader], tuple[str, ...]]] = {
     "signals": (SignalsReader, ("session.json",)),
     "nwb": (NwbReader, ("*.nwb", "nwb.json")),
+    "sensorium2022": (Sensorium2022Reader, ("data/images/",)),
     "sensorium2023": (lambda folder, _: Sensorium2023Reader(folder), ("data/", "meta/")),
     "digital_twin": (
         lambda folder, _: DigitalTwinReader(folder),

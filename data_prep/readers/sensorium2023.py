@@ -27,7 +27,7 @@ _COLUMNS = ("videos", "responses", "behavior", "pupil_center")
 _MODULATIONS = ("pupil_radius", "treadmill_speed", "pupil_radius_change")
 
 
-def _tier(name: str, path: Path) -> Tier | None:
+def tier_of(name: str, path: Path) -> Tier | None:
     """The tier of a trial that the source calls `name`; None for a trial that is not used."""
     if name in ("none", ""):
         return None
@@ -96,7 +96,7 @@ class Sensorium2023Reader:
         present = {column: npy.stems(self._folder / "data" / column) for column in _COLUMNS}
         refs = []
         for number, name in enumerate(self._tiers):
-            tier = _tier(name, self._tiers_path)
+            tier = tier_of(name, self._tiers_path)
             if tier is None:
                 continue
             key = str(number)
