@@ -15,7 +15,7 @@ from data_prep.resampling import (
     longest_gap,
     longest_gap_between,
     reduce_area,
-    resample_delayed,
+    resample,
     resample_over_gaps,
 )
 from data_prep.settings import PrepSettings
@@ -185,5 +185,4 @@ def _on_frames(signal: Signal, frame_times: np.ndarray) -> np.ndarray:
     """The signal as float64 [T, k] on the stimulus frames."""
     if signal.times is None:
         return np.asarray(signal.values, np.float64)
-    delays = np.zeros(signal.values.shape[1]) if signal.delays is None else signal.delays
-    return resample_delayed(signal.values, signal.times, frame_times, delays)
+    return resample(signal.values, signal.times, frame_times, signal.delays)

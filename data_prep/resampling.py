@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 
-def resample(values: np.ndarray, times: np.ndarray, at: np.ndarray) -> np.ndarray:
+def resample(
+    values: np.ndarray, times: np.ndarray, at: np.ndarray, delays: np.ndarray | None = None
+) -> np.ndarray:
     """Linear interpolation of a signal at other times.
 
     A result next to a NaN sample is NaN, unless it falls on the other sample exactly. Outside
@@ -16,6 +18,8 @@ def resample(values: np.ndarray, times: np.ndarray, at: np.ndarray) -> np.ndarra
         values: [n, k], NaN where missing; n >= 2.
         times: seconds [n], increasing.
         at: seconds [T].
+        delays: seconds [k]; sample i of channel j was taken at times[i] + delays[j]. None for no
+            delay.
 
     Returns:
         float64 [T, k].
@@ -27,38 +31,16 @@ def resample(values: np.ndarray, times: np.ndarray, at: np.ndarray) -> np.ndarra
         raise ValueError("times must increase, one for each of two samples or more")
     values = np.asarray(values, np.float64)
     interval = float(np.median(np.diff(times)))
-    left = np.clip(np.searchsorted(times, at, side="right") - 1, 0, len(times) - 2)
-    weight = np.clip((at - times[left]) / (times[left + 1] - times[left]), 0.0, 1.0)[:, None]
+    # [T, 1] or [T, k]: when on the signal's own clock each channel is asked for.
+    asked = at[:, None] - (np.zeros(1) if delays is None else delays)
+    left = np.clip(np.searchsorted(times, asked, side="right") - 1, 0, len(times) - 2)
+    weight = np.clip((asked - times[left]) / (times[left + 1] - times[left]), 0.0, 1.0)
+    channel = np.arange(values.shape[1])
     # 0 * NaN is NaN: a sample of no weight must not count.
-    low = np.where(weight < 1, values[left] * (1 - weight), 0.0)
-    high = np.where(weight > 0, values[left + 1] * weight, 0.0)
-    result = low + high
-    result[(at < times[0] - interval) | (at > times[-1] + interval)] = np.nan
-    return result
-
-
-def resample_delayed(
-    values: np.ndarray, times: np.ndarray, at: np.ndarray, delays: np.ndarray
-) -> np.ndarray:
-    """`resample` of channels that were each sampled a time of its own after `times`.
-
-    Args:
-        values: [n, k].
-        times: seconds [n], increasing.
-        at: seconds [T].
-        delays: seconds [k]; sample i of channel j was taken at times[i] + delays[j].
-
-    Returns:
-        float64 [T, k].
-
-    Raises:
-        ValueError: as `resample`.
-    """
-    result = np.empty((len(at), values.shape[1]))
-    for delay in np.unique(delays):
-        channels = np.flatnonzero(delays == delay)
-        result[:, channels] = resample(values[:, channels], times + delay, at)
-    return result
+    low = np.where(weight < 1, values[left, channel] * (1 - weight), 0.0)
+    high = np.where(weight > 0, values[left + 1, channel] * weight, 0.0)
+    outside = (asked < times[0] - interval) | (asked > times[-1] + interval)
+    return np.where(outside, np.nan, low + high)
 
 
 def has_hole(times: np.ndarray, start: float, stop: float) -> bool:

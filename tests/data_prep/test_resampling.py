@@ -10,7 +10,6 @@ from data_prep.resampling import (
     longest_gap_between,
     reduce_area,
     resample,
-    resample_delayed,
     resample_over_gaps,
 )
 
@@ -85,10 +84,10 @@ def test_area_averaging_by_hand():
         reduce_area(video, 4, 3)
 
 
-def test_resample_delayed_by_hand():
+def test_resample_with_delays_by_hand():
     values = np.array([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     delays = np.array([0.0, 0.25, 0.5])
-    found = resample_delayed(values, np.arange(4.0), np.array([1.0, 1.25, 1.5]), delays)
+    found = resample(values, np.arange(4.0), np.array([1.0, 1.25, 1.5]), delays)
     np.testing.assert_allclose(found, [[1, 0.75, 0.5], [0.75, 1, 0.75], [0.5, 0.75, 1]])
 
 
