@@ -1,13 +1,17 @@
 """The signals layout, prepared and read back against interpolation done here."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import zarr
 from scipy.signal import firwin
 from signals_session import FRAMES, NAME, NEURONS, OFFSETS, RATES, Session
 
-from data_prep.job import prepare
+from data_prep.job import prepare, source_sha256
 from data_prep.readers.clock import Clock, Margin
+from data_prep.readers.nwb_schema import NwbSession
 from data_prep.readers.signals import SignalsReader
 from data_prep.readers.signals_schema import SessionFile
 from data_prep.settings import PrepSettings
@@ -193,12 +197,38 @@ def test_only_the_part_of_a_trial_is_read(make, form):
     assert isinstance(stored, np.memmap if form != "zarr" else zarr.Array)
 
 
+def test_zarr_of_version_2(make, tmp_path):
+    """It is read alike, and its hidden metadata count as part of the source."""
+    session = make()
+    values, times = session.signals["pupil"]
+    (session.folder / "signals/pupil.npz").unlink()
+    group = zarr.create_group(str(session.folder / "signals/pupil.zarr"), zarr_format=2)
+    group.create_array("values", data=values, chunks=(50, 3))
+    group.create_array("times", data=times, chunks=(50,))
+    prepare(str(tmp_path / "source"), str(tmp_path / "to"))
+    found = open_dataset(str(tmp_path / "to")).session(NAME)
+    expected = session.expected(["t0", "t2", "t6"])
+    for number, key in enumerate(["t0", "t2", "t6"]):
+        compare(found.trial(number), expected[key])
+    before = source_sha256(str(session.folder))
+    with open(session.folder / "signals/pupil.zarr/values/.zarray", "a") as stream:
+        stream.write(" ")
+    assert source_sha256(str(session.folder)) != before
+
+
 def test_part_of_a_clock():
     clock = Clock(np.arange(100.0), "x", offset=0.5)
     assert clock.part(10.2, 12.7, Margin(samples=0)) == slice(10, 13)
     assert clock.part(10.2, 12.7, Margin(samples=2, seconds=3)) == slice(5, 18)
     assert clock.part(-50, -40, Margin()) == slice(0, 2)
     assert clock.part(500, 600, Margin()) == slice(98, 100)
+
+
+def test_the_examples_of_the_documentation_are_valid():
+    text = (Path(__file__).parents[2] / "docs" / "data_prep.md").read_text()
+    signals, nwb = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    SessionFile.model_validate_json(signals)
+    NwbSession.model_validate_json(nwb)
 
 
 def test_the_schema_is_documented():
