@@ -57,6 +57,11 @@ def test_round_trip(make, tmp_path, options):
         np.testing.assert_allclose(
             repeats.responses[repeat], expected[index]["responses"], rtol=1e-5, atol=2e-6
         )
+    # In metres a second, as the series's conversion says.
+    raw = NwbReader(scan.folder).read(NwbReader(scan.folder).trials()[1]).modulations[1]
+    first = int(np.searchsorted(scan.run_times, scan.trials[1][1] + raw.times[0] - 1e-6))
+    expected_speed = scan.speed[first : first + len(raw.times)] * 0.01
+    np.testing.assert_allclose(raw.values[:, 0], expected_speed)
     table = session.neurons()
     fields = [1] * 4 + [2] * 4
     assert table["field"].tolist() == fields

@@ -153,6 +153,18 @@ def test_gaps_are_counted_in_camera_frames(make, tmp_path):
     assert [(e.trial, e.reason) for e in manifest.excluded] == [("t2", reason), ("t5", reason)]
 
 
+def test_a_gap_that_begins_before_the_trial_counts_whole(make, tmp_path):
+    session = make()
+    values, times = session.signals["pupil"]
+    for key, before in (("t0", 8), ("t2", 10)):
+        first = int(np.searchsorted(times + OFFSETS["pupil"], session.starts[key])) - before
+        values[first : first + before + 7] = np.nan
+    session.write_signal("pupil", values, times)
+    prepare(str(tmp_path / "source"), str(tmp_path / "to"))
+    manifest = open_dataset(str(tmp_path / "to")).session(NAME).manifest
+    assert [item.trial for item in manifest.excluded] == ["t2"]
+
+
 def test_lost_scan_frames_leave_the_trial_out(make, tmp_path):
     session = make()
     values, times = session.signals["responses"]
