@@ -77,4 +77,7 @@ class PrepSettings(BaseModel):
 
         Which sessions were selected, and how the layout was found out, is not among them.
         """
-        return self.model_dump(mode="json", exclude={"layout", "sessions"})
+        found = self.model_dump(mode="json", exclude={"layout", "sessions"})
+        if self.image_frames == type(self).model_fields["image_frames"].default:
+            del found["image_frames"]  # datasets that were written before there were images
+        return found
