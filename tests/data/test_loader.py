@@ -125,10 +125,10 @@ def test_it_waits_only_where_it_must(
 
     monkeypatch.setattr(loader, "read_batch", held)
     clips = ClipLoader(dataset, plan, [0], 0, 2)
-    threading.Timer(0.1, gate.set).start()
+    threading.Timer(1.0, gate.set).start()
     assert clips.stalled == 0
     assert len(list(clips)) == 2
-    assert 0.05 < clips.stalled < 5
+    assert 0.1 < clips.stalled < 5
 
 
 def test_a_rank_without_lanes_still_counts_the_steps(
