@@ -102,9 +102,9 @@ def recipe(config: RunConfig, name: str, **more: object) -> RunConfig:
         ("sgd-adaptive", 1, 1),
         ("sgd-adaptive", 2, 0),
         ("sgd-adaptive", 2, 1),
-        ("sgd-adaptive", 2, 2),
+        pytest.param("sgd-adaptive", 2, 2, marks=pytest.mark.slow),
         ("sgd-adaptive", 2, 3),
-        ("adamw-both", 2, 0),
+        pytest.param("adamw-both", 2, 0, marks=pytest.mark.slow),
         ("adamw-both", 2, 1),
         ("adamw-both", 2, 2),
         ("adamw-both", 2, 3),
@@ -138,7 +138,7 @@ def laid_out(config: RunConfig, layout: str) -> tuple[RunConfig, int]:
     [
         ("one session on two ranks", "sgd-adaptive", 1),
         ("one session on two ranks, unequal lanes", "adamw-norm", 2),
-        ("more lanes than sessions, four ranks", "sgd-both", 3),
+        pytest.param("more lanes than sessions, four ranks", "sgd-both", 3, marks=pytest.mark.slow),
         ("sessions that take turns", "sgd-norm", 0),
     ],
 )

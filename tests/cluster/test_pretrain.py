@@ -97,6 +97,7 @@ def test_one_worker(tiny_run: RunConfig) -> None:
     assert largest_difference(state, reference_run(tiny_run, 20)) < 1e-5
 
 
+@pytest.mark.slow
 def test_output_in_an_object_store(tiny_run: RunConfig, s3: str, tmp_path: Path) -> None:
     config = changed(tiny_run, "cluster", workers=2, max_failures=0)
     config = changed(config, "tracking", uri=f"sqlite:///{tmp_path}/mlflow.db")
