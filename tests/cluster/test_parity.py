@@ -240,11 +240,11 @@ def test_another_precision(tiny_run: RunConfig, tmp_path: Path) -> None:
     exact = changed(half, "training", precision="float32")
     elsewhere = exact.model_copy(update={"output": str(tmp_path / "exact")})
     expected = run_ranks(elsewhere, 2, tmp_path / "whole", last=10)
-    weights = "shared/core.recurrent.out.weights.0"
+    weights = "shared/momentum_buffer/core.recurrent.out.weights.0"
     for state, other in zip(states, expected, strict=True):
         assert all(value.dtype != torch.bfloat16 for value in state.values())
         difference = largest_difference({weights: state[weights]}, {weights: other[weights]})
-        assert 1e-6 < difference < 0.05
+        assert 1e-4 < difference < 0.2
     # The same checkpoint, read by a run in float32.
     states = run_ranks(exact, 2, tmp_path / "goes on", last=12)
     assert all(torch.isfinite(value).all() for state in states for value in state.values())
