@@ -89,6 +89,7 @@ def train_rank(
     outside = outside or Nobody()
     with Watchdog(config.cluster.watchdog_seconds, partial(_hung, config, rank, outside)) as dog:
         compute = choose(config.training.device, config.training.precision, local_rank)
+        compute.activate()
         dataset = dataset_of(config)
         start = start_rank(config, dataset, compute, rank, ranks, outside.say)
         trainer, plan = start.trainer, start.trainer.plan

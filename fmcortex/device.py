@@ -34,6 +34,11 @@ class Compute:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
+    def activate(self) -> None:
+        """Make it the process's own device: collectives of objects use the current GPU."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
     def synchronize(self) -> None:
         """Wait for the device, so that a clock tells what it did."""
         if self.device.type == "cuda":
