@@ -78,7 +78,7 @@ def test_training_moves_everything_that_it_should(tiny_run: RunConfig) -> None:
 #: that may be rounding alone, so that bolder runs drift apart after a few dozen steps, however
 #: exactly they are computed.
 SGD_RECIPE = {"optimizer": "sgd", "lr": 0.02}
-ADAMW_RECIPE = {"optimizer": "adamw", "lr": 1e-3, "adam_eps": 1e-3, "decay": 0.01}
+ADAMW_RECIPE = {"optimizer": "adamw", "lr": 2e-4, "adam_eps": 1e-3, "decay": 0.01}
 RECIPES: dict[str, dict[str, object]] = {
     "sgd-adaptive": {**SGD_RECIPE, "clip": 0.01},
     "sgd-free": {**SGD_RECIPE, "lr": 0.002, "clip": None},
