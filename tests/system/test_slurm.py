@@ -121,7 +121,7 @@ def test_a_pretraining_on_two_nodes_in_two_turns(
         "training.burnin": 2,
         "training.epochs": 1,
         "training.warmup_epochs": 0,
-        "training.steps_per_epoch": 60,
+        "training.steps_per_epoch": 300,  # far from done when the signal comes
         "training.device": "cpu",
         "checkpoint.every": 1000,
         "cluster.max_failures": 0,  # a failure that a restart would hide is one here
@@ -135,19 +135,19 @@ def test_a_pretraining_on_two_nodes_in_two_turns(
     assert slurm_cluster.wait(job, 60, lambda state: state == "PENDING"), log(tmp_path, job)
     saved = newest(str(output))
     assert saved is not None
-    assert 0 < saved.step < 60
+    assert 0 < saved.step < 300
     state = slurm_cluster.wait(job, 240)
     printed = log(tmp_path, job)
     assert state == "COMPLETED", printed
-    assert f"told to stop; saved after step {saved.step} of 60" in printed
+    assert f"told to stop; saved after step {saved.step} of 300" in printed
     assert "ended with exit code 75" in printed
     assert "restart 1" in printed
-    assert f"pretrain: step {saved.step}/60, 2 ranks, 2 lanes" in printed
+    assert f"pretrain: step {saved.step}/300, 2 ranks, 2 lanes" in printed
     assert "node1 joined" in printed
     assert "node2 joined" in printed
     checkpoint = newest(str(output))
     assert checkpoint is not None
-    assert checkpoint.step == 60
+    assert checkpoint.step == 300
     gone(job)
 
 
