@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
+import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from fmcortex.errors import StorageError
+from fmcortex.retry import default_policy, describe, request, retrying, status
 
-#: Packages below fsspec's remote file systems.
-CLIENTS = ("aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google")
+#: Bytes of one request for a part of a large object; also of the parts of an upload to S3.
+PART = 16 * 2**20
+
+#: Parts of one object that are read at once.
+READERS = 4
+
+#: Deadlines that a removal may take: a folder of many files takes many requests.
+REMOVING = 10
+
+#: Parts of an upload that S3 takes.
+MOST_PARTS = 10_000
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -46,8 +60,13 @@ def exists(url: str) -> bool:
         StorageError: the store cannot be asked.
     """
     fs, path = filesystem(url)
-    with reason(url, "read"):
-        return bool(fs.exists(path))
+    if not _remote(fs):
+        with reason(url, "read"):
+            return bool(fs.exists(path))
+    # A listing that was read before says nothing of what other processes have written since.
+    fs.invalidate_cache(path)
+    policy = default_policy()
+    return bool(retrying(lambda: request(fs, policy.deadline, "exists", path), url, "read", policy))
 
 
 def is_local(url: str) -> bool:
@@ -71,45 +90,117 @@ def reason(url: str, doing: str) -> Iterator[None]:
     """
     try:
         yield
-    except FileNotFoundError as error:
-        raise StorageError(f"{url}: cannot {doing}: no such file or folder") from error
-    except OSError as error:
-        why = error.strerror or str(error) or type(error).__name__
-        raise StorageError(f"{url}: cannot {doing}: {why}") from error
     except Exception as error:
-        # Object stores' clients raise errors of their own for a lost connection or bad credentials.
-        if type(error).__module__.partition(".")[0] not in CLIENTS:
+        if (why := describe(error)) is None:
             raise
-        raise StorageError(f"{url}: cannot {doing}: {' '.join(str(error).split())}") from error
+        raise StorageError(f"{url}: cannot {doing}: {why}") from error
 
 
 def read_bytes(url: str) -> bytes:
     """The content of the file at `url`.
 
+    A large object is read in parts, several at a time, and only a part that failed is read again.
+
     Raises:
         StorageError: it cannot be read.
     """
     fs, path = filesystem(url)
+    if not _remote(fs):
+        with reason(url, "read"), fs.open(path, "rb") as stream:
+            return bytes(stream.read())
+    if not fs.async_impl:
+        return bytes(retrying(lambda: fs.cat_file(path), url, "read"))
+    first = _range(fs, path, url, 0, PART)
+    if len(first) < PART:
+        return first
+    fs.invalidate_cache(path)
+    policy = default_policy()
+    told = retrying(lambda: request(fs, policy.deadline, "info", path), url, "read", policy)
+    content = bytearray(first)
+    starts = range(PART, int(told["size"]), PART)
+    # All on this thread's `fs`: fsspec makes another client for every thread that asks for one.
+    with ThreadPoolExecutor(READERS) as readers:
+        for part in readers.map(lambda at: _range(fs, path, url, at, at + PART), starts):
+            content += part
+    if len(content) != told["size"]:
+        raise StorageError(f"{url}: cannot read: its size changed meanwhile; try again")
+    return bytes(content)
+
+
+def read_range(url: str, start: int, end: int) -> bytes:
+    """Bytes `start` to `end` (exclusive) of the file at `url`, which must exist.
+
+    Returns:
+        end - start bytes; fewer where the file ends before, none where it starts past the end.
+
+    Raises:
+        StorageError: they cannot be read.
+    """
+    if not 0 <= start <= end:
+        raise ValueError(f"{url}: no range: {start} to {end}")
+    fs, path = filesystem(url)
+    if _remote(fs):
+        return _range(fs, path, url, start, end)
     with reason(url, "read"), fs.open(path, "rb") as stream:
-        return bytes(stream.read())
+        stream.seek(start)
+        return bytes(stream.read(end - start))
+
+
+def _range(fs: fsspec.AbstractFileSystem, path: str, url: str, start: int, end: int) -> bytes:
+    """The same of a remote store."""
+    if start == end:
+        return b""  # HTTP cannot ask for no bytes
+    policy = default_policy()
+    seconds = policy.seconds(end - start)
+
+    def ask() -> bytes:
+        try:
+            content = bytes(request(fs, seconds, "cat_file", path, start=start, end=end))
+        except Exception as error:
+            if status(error) == 416:  # starts past the end
+                return b""
+            raise
+        # A plain web server may answer with the whole file instead.
+        return content if len(content) <= end - start else content[start:end]
+
+    return retrying(ask, url, "read", policy)
+
+
+def _remote(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether requests may fail and succeed later; not so on disks and in memory."""
+    return not isinstance(fs, (LocalFileSystem, MemoryFileSystem))
 
 
 def write_bytes(url: str, content: bytes) -> None:
     """Write `content` to `url`; a reader sees the whole of it or nothing.
 
     A local file is written under a temporary name, flushed and renamed. Object stores show an
-    object only once its upload is complete.
+    object only once its upload is complete, so an upload that failed is safely made again. To S3,
+    32 MiB and more go in parts.
 
     Raises:
         StorageError: it cannot be written.
     """
     fs, path = filesystem(url)
+    if _remote(fs):
+        policy = default_policy()
+        seconds = policy.seconds(len(content))
+        options = {}
+        if "s3" in fs.protocol:  # its own parts are of 50 MiB, from 100 MiB on
+            options["chunksize"] = max(PART, -(-len(content) // MOST_PARTS))
+        retrying(
+            lambda: request(fs, seconds, "pipe_file", path, content, **options),
+            url,
+            "write",
+            policy,
+        )
+        return
     with reason(url, "write"):
         if not isinstance(fs, LocalFileSystem):
             fs.pipe_file(path, content)
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        temporary = f"{path}.{_writer()}.{uuid.uuid4().hex}.tmp"
         try:
             with open(temporary, "wb") as stream:
                 stream.write(content)
@@ -119,6 +210,23 @@ def write_bytes(url: str, content: bytes) -> None:
         finally:
             if os.path.exists(temporary):
                 os.remove(temporary)
+
+
+def _writer() -> str:
+    """This process, as temporary files are marked by it."""
+    return f"{_host()}-{os.getpid()}"
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-")
+
+
+def being_written(path: str) -> bool:
+    """Whether a local temporary file may still be written to: not by a process that has ended."""
+    host, _, pid = path.rsplit(".", 3)[-3].rpartition("-") if path.count(".") > 2 else ("", "", "")
+    if host != _host() or not pid.isdecimal():
+        return True
+    return int(pid) != os.getpid() and os.path.exists(f"/proc/{pid}")
 
 
 def read_json(url: str) -> Any:
@@ -140,11 +248,31 @@ def write_json(url: str, document: Any) -> None:
 
 
 def remove(url: str) -> None:
-    """Remove the file or folder at `url`, if there is one."""
+    """Remove the file or folder at `url`, if there is one.
+
+    Raises:
+        StorageError: it cannot be removed, or not all of it.
+    """
     fs, path = filesystem(url)
-    with reason(url, "remove"):
-        if fs.exists(path):
-            fs.rm(path, recursive=True)
+    if not _remote(fs):
+        with reason(url, "remove"):
+            if fs.exists(path):
+                fs.rm(path, recursive=True)
+        return
+    policy = default_policy()
+
+    def call() -> None:
+        fs.invalidate_cache(path)
+        if request(fs, policy.deadline, "exists", path):
+            # By another process, or an attempt whose answer got lost.
+            with suppress(FileNotFoundError):
+                request(fs, REMOVING * policy.deadline, "rm", path, recursive=True)
+            # s3fs passes over files that the store refused to remove.
+            fs.invalidate_cache(path)
+            if request(fs, policy.deadline, "exists", path):
+                raise OSError(errno.EAGAIN, "the store has kept some of it")
+
+    retrying(call, url, "remove", policy)
 
 
 def sha256(content: bytes) -> str:
