@@ -17,6 +17,19 @@ from data_prep.simulator.settings import SimulationSettings
 from data_prep.simulator.simulate import simulate
 from fmcortex.config import RunConfig, load_config
 
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests neither use nor fill the user's cache of remote data."""
+    before = os.environ.get("FMCORTEX_CACHE")
+    os.environ["FMCORTEX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["FMCORTEX_CACHE"]
+    else:
+        os.environ["FMCORTEX_CACHE"] = before
+
+
 #: Mice of different numbers of neurons, so that what belongs to whom cannot be mixed up.
 NEURONS = (7, 12, 9)
 
