@@ -1,8 +1,11 @@
-"""Pure functions on signals: resampling, gaps, standardisation, area averaging."""
+"""Pure functions on signals and videos: resampling, gaps, standardisation, resizing."""
 
 from __future__ import annotations
 
 import numpy as np
+
+#: Bytes of float64 that a video is resized in at a time, so that a long one fits in memory.
+RESIZE_BYTES = 16 << 20
 
 
 def resample(
@@ -30,17 +33,26 @@ def resample(
     if len(times) < 2 or len(times) != len(values) or not np.all(np.diff(times) > 0):
         raise ValueError("times must increase, one for each of two samples or more")
     values = np.asarray(values, np.float64)
+    if delays is None:
+        return _interpolated(values, times, at)
+    result = np.empty((len(at), values.shape[1]))
+    # The neurons of a field share a delay, so there are few.
+    for delay in np.unique(delays):
+        columns = np.flatnonzero(delays == delay)
+        result[:, columns] = _interpolated(values[:, columns], times, at - delay)
+    return result
+
+
+def _interpolated(values: np.ndarray, times: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """`values` [n, k] float64 at the times `asked` [T] on their own clock."""
     interval = float(np.median(np.diff(times)))
-    # [T, 1] or [T, k]: when on the signal's own clock each channel is asked for.
-    asked = at[:, None] - (np.zeros(1) if delays is None else delays)
     left = np.clip(np.searchsorted(times, asked, side="right") - 1, 0, len(times) - 2)
-    weight = np.clip((asked - times[left]) / (times[left + 1] - times[left]), 0.0, 1.0)
-    channel = np.arange(values.shape[1])
+    weight = np.clip((asked - times[left]) / (times[left + 1] - times[left]), 0.0, 1.0)[:, None]
     # 0 * NaN is NaN: a sample of no weight must not count.
-    low = np.where(weight < 1, values[left, channel] * (1 - weight), 0.0)
-    high = np.where(weight > 0, values[left + 1, channel] * weight, 0.0)
-    outside = (asked < times[0] - interval) | (asked > times[-1] + interval)
-    return np.where(outside, np.nan, low + high)
+    result = np.where(weight < 1, values[left] * (1 - weight), 0.0)
+    result += np.where(weight > 0, values[left + 1] * weight, 0.0)
+    result[(asked < times[0] - interval) | (asked > times[-1] + interval)] = np.nan
+    return result
 
 
 def has_hole(times: np.ndarray, start: float, stop: float) -> bool:
@@ -141,19 +153,65 @@ def area_weights(source: int, target: int) -> np.ndarray:
     return np.clip(overlap, 0, None) * (target / source)
 
 
+def _blocks(stimulus: np.ndarray) -> list[slice]:
+    """Stretches of frames of `stimulus` [T, H, W] that are `RESIZE_BYTES` as float64, or one."""
+    frames, rows, columns = stimulus.shape
+    length = max(1, RESIZE_BYTES // max(1, 8 * rows * columns))
+    return [slice(start, start + length) for start in range(0, frames, length)]
+
+
 def reduce_area(stimulus: np.ndarray, height: int, width: int) -> np.ndarray:
     """Reduce a video uint8 [T, H, W] to [T, height, width] by area averaging.
 
     Raises:
         ValueError: the target is larger than the source.
     """
-    _, rows, columns = stimulus.shape
+    frames, rows, columns = stimulus.shape
     if height > rows or width > columns:
         raise ValueError(f"cannot enlarge {rows} x {columns} pixels to {height} x {width}")
     if (height, width) == (rows, columns):
         return stimulus
-    across = stimulus.astype(np.float64) @ area_weights(columns, width).T
-    return np.rint(area_weights(rows, height) @ across).astype(np.uint8)
+    down, right = area_weights(rows, height), area_weights(columns, width).T
+    result = np.empty((frames, height, width), np.uint8)
+    for block in _blocks(stimulus):
+        # matmul multiplies frame by frame, so that a frame's result does not depend on the block.
+        result[block] = np.rint(down @ (stimulus[block].astype(np.float64) @ right))
+    return result
+
+
+def reduce_bilinear(stimulus: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize a video uint8 [T, H, W] to [T, height, width] by bilinear interpolation.
+
+    Pixel centres are at halves: the middle of target pixel i lies at (i + 1/2) source / target,
+    and beyond the outermost centres the outermost pixels hold, as for
+    `torch.nn.functional.interpolate(mode="bilinear", align_corners=False, antialias=False)`. Each
+    target pixel is made of four source pixels, so that a reduction to less than a half leaves some
+    out and aliases; `reduce_area` does not. Halves are rounded to even.
+
+    Raises:
+        ValueError: the target has no pixels.
+    """
+    frames, rows, columns = stimulus.shape
+    if height < 1 or width < 1:
+        raise ValueError(f"cannot resize to {height} x {width} pixels")
+    if (height, width) == (rows, columns):
+        return stimulus
+    top, down = _neighbours(rows, height)
+    left, right = _neighbours(columns, width)
+    below, beside = np.minimum(top + 1, rows - 1), np.minimum(left + 1, columns - 1)
+    result = np.empty((frames, height, width), np.uint8)
+    for block in _blocks(stimulus):
+        part = stimulus[block]
+        lines = part[:, top] * (1 - down)[:, None] + part[:, below] * down[:, None]
+        result[block] = np.rint(lines[..., left] * (1 - right) + lines[..., beside] * right)
+    return result
+
+
+def _neighbours(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """The source pixel before each target pixel's centre, and the weight of the one after it."""
+    centre = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0.0)
+    before = np.minimum(centre.astype(np.intp), source - 1)
+    return before, centre - before
 
 
 class Moments:
@@ -174,7 +232,14 @@ class Moments:
         if count == 0:
             return
         mean = values.mean(axis=0, dtype=np.float64)
-        squares = np.square(values - mean).sum(axis=0)
+        self._add(count, mean, np.square(values - mean).sum(axis=0))
+
+    def join(self, other: Moments) -> None:
+        """Add what another has gathered."""
+        if other.count:
+            self._add(other.count, other.mean, other._squares)
+
+    def _add(self, count: int, mean: np.ndarray, squares: np.ndarray) -> None:
         total = self.count + count
         delta = mean - self.mean
         self._squares += squares + np.square(delta) * (self.count * count / total)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.signal import filtfilt, firwin
+from scipy.signal import filtfilt, firwin, freqz
 
 from data_prep.filtering import half_width, lowpass, lowpass_weights
 
@@ -31,6 +31,19 @@ def test_sine(frequency, gain):
     inner = slice(100, -100)
     found = lowpass(sine, TIMES, CUTOFF)[inner]
     np.testing.assert_allclose(found, gain * sine[inner], atol=0.01)
+
+
+@pytest.mark.parametrize("frequency", [0.3, 3.0, 4.0, 5.0, 5.5, 6.0, 9.0, 23.0])
+def test_frequency_response_is_that_of_the_weights(frequency):
+    """The gain, measured on sines of both phases, is scipy's; the phase shift is none."""
+    weights = firwin(2 * 33 + 1, CUTOFF, window="hamming", fs=RATE)
+    response = freqz(weights, worN=[frequency], fs=RATE)[1][0]
+    response *= np.exp(2j * np.pi * frequency * 33 / RATE)  # freqz's taps start at time zero
+    wave = np.exp(2j * np.pi * frequency * TIMES)
+    found = lowpass(np.stack([wave.real, wave.imag], axis=1), TIMES, CUTOFF)[100:-100]
+    gain = (found[:, 0] + 1j * found[:, 1]) / wave[100:-100]
+    np.testing.assert_allclose(gain, response, atol=1e-9)
+    assert abs(response.imag) < 1e-12
 
 
 def test_impulse_stays_in_place_and_keeps_its_area():
