@@ -106,6 +106,7 @@ def train_rank(
             start.step,
             end,
             config.data.prefetch,
+            config.data.threads,
             pin=compute.device.type == "cuda",
         )
         saver = Saver(config, rank, trainer.peers, start.kept, dog.beat)

@@ -148,7 +148,8 @@ def _check_finished(config: RunConfig) -> None:
 
 def _same_run(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """The settings in which two configurations would train differently, but for the sessions."""
-    free = {"training": FREE, "data": ("sessions", "cache_mb", "prefetch")}
+    reading = ("cache_mb", "cache_gb", "cache_folder", "prefetch", "threads")
+    free = {"training": FREE, "data": ("sessions", *reading)}
     different = []
     for section in ("model", "data", "training"):
         ours, theirs = old.get(section, {}), new.get(section, {})

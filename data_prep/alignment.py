@@ -15,14 +15,31 @@ from data_prep.resampling import (
     longest_gap,
     longest_gap_between,
     reduce_area,
+    reduce_bilinear,
     resample,
     resample_over_gaps,
 )
 from data_prep.settings import PrepSettings
+from fmcortex.data.scans import rows_around
 from fmcortex.errors import ConfigError, DataError
 
 _RATE_TOLERANCE = 0.01
 _LONGEST_FRAME = 1.5
+
+
+@dataclass(frozen=True)
+class Scans:
+    """The scans of a group of neurons that a trial's responses are interpolated between.
+
+    Attributes:
+        values: [n, U_g], as recorded.
+        times: seconds [n] since the first frame.
+        delays: seconds [U_g] after a scan's time at which each neuron was imaged.
+    """
+
+    values: np.ndarray
+    times: np.ndarray
+    delays: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -34,12 +51,19 @@ class AlignedTrial:
         responses: float64 [T, U].
         perspectives: float64 [T, P], without gaps.
         modulations: float64 [T, M], without gaps.
+        frame_times: seconds [T] since the first frame.
+        scans: what `responses` were interpolated from, the groups of neurons in order; empty
+            where the source has them on the frames.
+        filled: the part of the behaviour that was missing and interpolated over, 0 to 1.
     """
 
     stimulus: np.ndarray
     responses: np.ndarray
     perspectives: np.ndarray
     modulations: np.ndarray
+    frame_times: np.ndarray
+    scans: tuple[Scans, ...]
+    filled: float
 
 
 def align(
@@ -78,21 +102,71 @@ def align(
         return "neurons are missing"
     limit = settings.max_pupil_gap_frames
     behaviour = []
+    lacking = []
     for signals, what in (
         (raw.perspectives, "pupil position"),
         (_filtered(raw.modulations, frame_times, info, settings), "behaviour"),
     ):
+        lacking += [_missing(signal, frame_times) for signal in signals]
         parts = [_without_gaps(signal, frame_times, limit) for signal in signals]
         if any(part is None for part in parts):
             return f"{what} missing for more than {limit} frames"
         behaviour.append(np.concatenate([part for part in parts if part is not None], axis=1))
-    stimulus = raw.stimulus[::step]
-    if settings.height is not None and settings.width is not None:
-        try:
-            stimulus = reduce_area(stimulus, settings.height, settings.width)
-        except ValueError as error:
-            raise ConfigError(f"{info.source}: {error}; change height and width") from error
-    return AlignedTrial(stimulus, responses, *behaviour)
+    scans = tuple(
+        _scans(signal, frame_times) for signal in raw.responses if signal.times is not None
+    )
+    return AlignedTrial(
+        _resized(raw.stimulus[::step], info, settings),
+        responses,
+        perspectives=behaviour[0],
+        modulations=behaviour[1],
+        frame_times=frame_times,
+        scans=scans if len(scans) == len(raw.responses) else (),
+        filled=float(np.mean(np.concatenate(lacking))),
+    )
+
+
+def shown_frames(raw: RawTrial, info: SessionInfo, settings: PrepSettings) -> np.ndarray:
+    """The movie of a trial as `align` gives it, uint8 [T, H, W], whatever else is missing.
+
+    Raises:
+        DataError, ConfigError: as `align`.
+    """
+    check_trial(raw, info, None)
+    if raw.frame_times is not None and _dropped_frame(raw):
+        return _resized(raw.stimulus, info, settings)  # it will be left out
+    _, step = _frames(raw, settings.frame_rate)
+    return _resized(raw.stimulus[::step], info, settings)
+
+
+def _resized(stimulus: np.ndarray, info: SessionInfo, settings: PrepSettings) -> np.ndarray:
+    if settings.height is None or settings.width is None:
+        return stimulus
+    _, rows, columns = stimulus.shape
+    if settings.height > rows or settings.width > columns:
+        raise ConfigError(
+            f"{info.source}: cannot enlarge {rows} x {columns} pixels to {settings.height} x"
+            f" {settings.width}; change height and width"
+        )
+    reduce = reduce_area if settings.resize == "area" else reduce_bilinear
+    return reduce(stimulus, settings.height, settings.width)
+
+
+def _scans(signal: Signal, frame_times: np.ndarray) -> Scans:
+    """The samples of a signal that its values on the frames depend on."""
+    assert signal.times is not None
+    delays = signal.delays if signal.delays is not None else np.zeros(signal.values.shape[1])
+    part = slice(*rows_around(signal.times, frame_times, delays.min(), delays.max()))
+    return Scans(signal.values[part], signal.times[part], delays)
+
+
+def _missing(signal: Signal, frame_times: np.ndarray) -> np.ndarray:
+    """The part of a trial's samples that are NaN, of each channel."""
+    missing = np.isnan(signal.values)
+    if signal.times is not None:
+        during = (signal.times >= frame_times[0]) & (signal.times <= frame_times[-1])
+        missing = missing[during] if during.any() else missing
+    return missing.mean(axis=0)
 
 
 def _dropped_frame(raw: RawTrial) -> bool:

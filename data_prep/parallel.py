@@ -1,62 +1,147 @@
-"""One function over all sessions, in this process or as Ray tasks."""
+"""Many small tasks of several jobs, in this process or as Ray tasks."""
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from fmcortex.errors import DataError, FmcortexError
 
-Call = tuple[Any, ...]
+
+@dataclass
+class Task:
+    """A call of a function of a module, so that Ray workers can import it.
+
+    Attributes:
+        function: that is called.
+        arguments: of the call.
+        then: called in the driver with the result; returns the tasks that it makes possible.
+    """
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    then: Callable[[Any], list[Task]]
 
 
-def each(
-    function: Callable[..., Any], calls: Sequence[Call], workers: int
-) -> Iterator[tuple[int, Any]]:
-    """Call `function` with each of `calls`; a failing call does not stop the others.
+class Job(Protocol):
+    """Tasks that belong together: where one fails, the others are not done."""
+
+    name: str
+
+    def start(self) -> list[Task]:
+        """The first tasks."""
+        ...
+
+    def failed(self, error: FmcortexError) -> None:
+        """A task failed, and none of the job is running any more."""
+        ...
+
+
+@dataclass
+class _State:
+    job: Job
+    running: int = 0
+    error: FmcortexError | None = None
+    waiting: deque[Task] = field(default_factory=deque)
+
+
+def run(jobs: Sequence[Job], workers: int) -> None:
+    """Do all tasks of all jobs; the failure of one job does not stop the others.
+
+    Jobs are worked on in their order, and the next is begun only when the earlier ones leave a
+    worker idle, so that few of them are unfinished at a time.
 
     Args:
-        function: a function of a module, so that Ray workers can import it.
-        calls: the arguments of each call.
+        jobs: that are done.
         workers: Ray tasks at a time; 0 calls one after the other in this process.
 
-    Yields:
-        The number of a call and its result, or the `FmcortexError` that it raised, in the order
-        in which they end. Any other exception is a defect and is raised.
+    Raises:
+        Exception: any but `FmcortexError` of a task is a defect and ends the run.
     """
     if workers == 0:
-        for number, arguments in enumerate(calls):
-            try:
-                yield number, function(*arguments)
-            except FmcortexError as error:
-                yield number, error
-        return
-    yield from _each_as_ray_task(function, calls)
+        for job in jobs:
+            _run_here(job)
+    else:
+        _run_on_ray(jobs, workers)
 
 
-def _each_as_ray_task(
-    function: Callable[..., Any], calls: Sequence[Call]
-) -> Iterator[tuple[int, Any]]:
+def _run_here(job: Job) -> None:
+    waiting = deque(job.start())
+    try:
+        while waiting:
+            task = waiting.popleft()
+            waiting.extend(task.then(task.function(*task.arguments)))
+    except FmcortexError as error:
+        job.failed(error)
+
+
+def _run_on_ray(jobs: Sequence[Job], workers: int) -> None:
     import ray
 
-    task = ray.remote(num_cpus=1, max_retries=1)(function)
-    pending = {task.remote(*arguments): number for number, arguments in enumerate(calls)}
-    while pending:
-        ready, _ = ray.wait(list(pending))
-        for reference in ready:
-            number = pending.pop(reference)
-            try:
-                yield number, ray.get(reference)
-            except ray.exceptions.RayTaskError as error:
-                if not isinstance(error.cause, FmcortexError):
-                    raise
-                yield number, error.cause
-            except ray.exceptions.RayError as error:
-                # The worker died, most often for want of memory.
-                first = str(error).strip().splitlines()[0]
-                yield number, DataError(f"{calls[number][0]}: the Ray worker died: {first}")
+    ahead = deque(jobs)
+    active: list[_State] = []
+    running: dict[Any, tuple[_State, Task]] = {}
+    while ahead or active:
+        while len(running) < workers:
+            state = next((s for s in active if s.waiting and s.error is None), None)
+            if state is None:
+                if not ahead:
+                    break
+                job = ahead.popleft()
+                state = _State(job)
+                _advance(state, job.start)
+                active.append(state)
+            else:
+                task = state.waiting.popleft()
+                remote = ray.remote(num_cpus=1, max_retries=1)(task.function)
+                running[remote.remote(*task.arguments)] = state, task
+                state.running += 1
+            active = _settled(active)
+        active = _settled(active)
+        if running:
+            ready, _ = ray.wait(list(running))
+            for reference in ready:
+                state, task = running.pop(reference)
+                state.running -= 1
+                _advance(state, lambda r=reference, t=task: t.then(_result(r, t)))  # type: ignore[misc]
+        active = _settled(active)
+
+
+def _advance(state: _State, step: Callable[[], list[Task]]) -> None:
+    try:
+        state.waiting.extend(step())
+    except FmcortexError as error:
+        state.error = state.error or error
+
+
+def _settled(active: list[_State]) -> list[_State]:
+    """The jobs that go on; those that failed are told once none of their tasks runs."""
+    left = []
+    for state in active:
+        if state.running or (state.waiting and state.error is None):
+            left.append(state)
+        elif state.error is not None:
+            state.job.failed(state.error)
+    return left
+
+
+def _result(reference: Any, task: Task) -> Any:
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if not isinstance(error.cause, FmcortexError):
+            raise
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        # The worker died, most often for want of memory.
+        first = str(error).strip().splitlines()[0]
+        raise DataError(f"{task.arguments[0]}: the Ray worker died: {first}") from error
 
 
 @contextmanager

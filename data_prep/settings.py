@@ -26,11 +26,14 @@ class PrepSettings(BaseModel):
         " its frame times has this rate, to 1%, or a multiple of it, of which every n-th frame is"
         " kept",
     )
-    height: int | None = Field(
-        None, gt=0, description="reduce the stimulus to this height by area averaging, pixels"
+    height: int | None = Field(None, gt=0, description="reduce the stimulus to this height, pixels")
+    width: int | None = Field(None, gt=0, description="reduce the stimulus to this width, pixels")
+    resize: Literal["area", "bilinear"] = Field(
+        "area", description="how the stimulus is reduced: by area averaging, or bilinearly"
     )
-    width: int | None = Field(
-        None, gt=0, description="reduce the stimulus to this width by area averaging, pixels"
+    response_dtype: Literal["float32", "float16"] = Field(
+        "float32",
+        description="how responses are stored; float16 halves them and keeps three digits",
     )
     response_normalisation: Literal["mean", "std", "none"] = Field(
         "mean",
@@ -43,7 +46,7 @@ class PrepSettings(BaseModel):
         " neuron unscaled",
     )
     max_pupil_gap_frames: int = Field(
-        15,
+        10,
         ge=0,
         description="longest gap in pupil or treadmill that is filled by linear interpolation,"
         " frames of the camera, or of the stimulus where the source has behaviour on these; a"
@@ -61,15 +64,34 @@ class PrepSettings(BaseModel):
         description="frames that a static image becomes (Sensorium 2022); its responses hold over"
         " them",
     )
-    trials_per_shard: int = Field(64, gt=0, description="most training trials in a shard")
+    split: Literal["source", "made"] = Field(
+        "source",
+        description="tiers as the source has them, or made here, so that movies that are alike"
+        " are all in one tier, in all sessions of the dataset",
+    )
+    validation_fraction: float = Field(
+        0.1, ge=0, lt=1, description="of the movies of a split made here, for validation"
+    )
+    test_fraction: float = Field(
+        0.1, ge=0, lt=1, description="of the movies of a split made here, for testing"
+    )
+    split_seed: int = Field(0, ge=0, description="of a split made here")
+    check_source: Literal["content", "size"] = Field(
+        "content",
+        description="how a later run finds out that a source changed: by reading all of it, or by"
+        " the names and sizes of its files",
+    )
+    trials_per_shard: int = Field(64, gt=0, description="most trials in a shard")
     shard_bytes: int = Field(
-        128 << 20, gt=0, description="a shard is closed once it has this many bytes"
+        128 << 20, gt=0, description="a shard is closed before its arrays exceed this many bytes"
     )
 
     @model_validator(mode="after")
     def _both_sizes(self) -> Self:
         if (self.height is None) != (self.width is None):
             raise ValueError("height and width go together: give both or neither")
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError("validation_fraction and test_fraction leave nothing for training")
         return self
 
     def content(self) -> dict[str, Any]:
@@ -77,7 +99,10 @@ class PrepSettings(BaseModel):
 
         Which sessions were selected, and how the layout was found out, is not among them.
         """
-        found = self.model_dump(mode="json", exclude={"layout", "sessions"})
-        if self.image_frames == type(self).model_fields["image_frames"].default:
-            del found["image_frames"]  # datasets that were written before there were images
-        return found
+        return self.model_dump(mode="json", exclude={"layout", "sessions", "check_source"})
+
+    def of_trials(self) -> dict[str, Any]:
+        """Those of `content` that decide what a trial is, before it is scaled and stored."""
+        later = {"response_normalisation", "silent_neurons", "response_dtype"}
+        later |= {"trials_per_shard", "shard_bytes"}
+        return {key: value for key, value in self.content().items() if key not in later}

@@ -1,172 +1,257 @@
 """The first pass over a session: check every trial, find the repeats, gather the statistics.
 
 Nothing is written before the whole session has been read once, so that bad input is found first.
+The session is read in parts of a fixed number of trials, which may be read side by side; what
+they found is joined in their order, so that the result does not depend on who read what.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
-from data_prep.alignment import AlignedTrial, align
+from data_prep.alignment import align
 from data_prep.checks import check_neurons, check_refs, check_responding
 from data_prep.readers.npy import content_name
-from data_prep.readers.protocol import RawTrial, Reader, TrialRef
+from data_prep.readers.protocol import Reader, SessionInfo, TrialRef
 from data_prep.resampling import Moments
 from data_prep.settings import PrepSettings
-from fmcortex.data.manifest import Excluded, Tier
-from fmcortex.data.shards import TrialArrays
+from fmcortex.data.manifest import Document, Excluded, Sha256, Tier
+from fmcortex.data.movies import movie_name
 from fmcortex.errors import DataError
 
-
-@dataclass(frozen=True)
-class Scaling:
-    """What responses are divided by, and what behaviour is centred on and divided by.
-
-    Attributes:
-        response: float64 [U].
-        perspective_mean, perspective_std: float64 [P].
-        modulation_mean, modulation_std: float64 [M].
-    """
-
-    response: np.ndarray
-    perspective_mean: np.ndarray
-    perspective_std: np.ndarray
-    modulation_mean: np.ndarray
-    modulation_std: np.ndarray
-
-    def apply(self, trial: AlignedTrial) -> TrialArrays:
-        """The trial as the prepared dataset stores it."""
-        perspectives = (trial.perspectives - self.perspective_mean) / self.perspective_std
-        modulations = (trial.modulations - self.modulation_mean) / self.modulation_std
-        return TrialArrays(
-            stimulus=trial.stimulus,
-            responses=(trial.responses / self.response).astype("<f4"),
-            perspectives=perspectives.astype("<f4"),
-            modulations=modulations.astype("<f4"),
-        )
+#: Trials that one task reads.
+PART = 64
 
 
-@dataclass
-class RepeatedVideo:
-    """A video of the validation or test tier, and the trials that show it.
+class SurveyedTrial(Document):
+    """What the first pass found of a trial that is kept.
 
     Attributes:
-        video: its name.
-        tier, domain: those of its trials.
-        frames: stimulus frames T that are kept.
-        content: hash of the stimulus as read, the same for every repeat.
-        refs: the repeats.
+        key, tier, domain: as the source or the split has them.
+        video: the source's name of what was shown, None in the training tier where it has none.
+        shown: hash of the stimulus as read, the same for every repeat.
+        source: the file of the stimulus, for messages.
+        frames: T, on the prepared dataset's frames.
+        bytes: of its arrays but the movie, uncompressed.
+        movie: name of the movie as it is stored.
+        filled: the part of its behaviour that was interpolated over.
     """
 
-    video: str
+    key: str
     tier: Tier
     domain: str
-    frames: int
-    content: str
-    refs: list[TrialRef] = field(default_factory=list)
+    video: str | None
+    shown: str
+    frames: int = Field(gt=0)
+    bytes: int = Field(gt=0)
+    movie: Sha256
+    filled: float
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What the first pass found; `pixels` is the size of the videos as read."""
+class ChannelMoments(Document):
+    """Mean and population standard deviation of each channel over the training trials."""
 
+    mean: list[float]
+    std: list[float]
+
+
+class Survey(Document):
+    """What the first pass found of a session: `survey.json` beside its shards.
+
+    Attributes:
+        inputs_sha256: over the source and the settings that it depends on.
+        pixels: height and width of the videos as read.
+        height, width: as stored.
+        trials: that are kept, in the source's order.
+        excluded: those that are not, and why.
+        training_frames: frames over which the moments were taken.
+        responses: [U], before scaling.
+        perspectives, modulations: [P], [M], before standardising.
+        delays: seconds [U] after a scan's time at which each neuron was imaged, if any.
+    """
+
+    inputs_sha256: Sha256
     pixels: tuple[int, int]
     height: int
     width: int
-    neurons: dict[str, np.ndarray]
-    training: list[TrialRef]
-    videos: list[RepeatedVideo]
+    trials: list[SurveyedTrial]
     excluded: list[Excluded]
-    scaling: Scaling
+    training_frames: int
+    responses: ChannelMoments
+    perspectives: ChannelMoments
+    modulations: ChannelMoments
+    delays: list[float] | None
 
 
-def survey(reader: Reader, settings: PrepSettings) -> Survey:
-    """Read every trial of a session once.
+@dataclass
+class Part:
+    """What was found in some of a session's trials."""
+
+    trials: list[SurveyedTrial]
+    sources: list[str]
+    excluded: list[Excluded]
+    responses: Moments
+    perspectives: Moments
+    modulations: Moments
+    pixels: tuple[int, int] | None = None
+    pixels_source: str = ""
+    size: tuple[int, int] = (0, 0)
+    delays: np.ndarray | None = None
+
+
+def check_session(reader: Reader) -> list[TrialRef]:
+    """Check what is known of a session before its trials are read; its trials.
 
     Raises:
-        DataError: anything of the session is malformed; the message names the file.
+        DataError: naming what is malformed.
+    """
+    refs = reader.trials()
+    check_refs(refs, reader.info)
+    check_neurons(reader.neurons(), reader.info)
+    return refs
+
+
+def survey_part(reader: Reader, refs: Sequence[TrialRef], settings: PrepSettings) -> Part:
+    """Read some trials once.
+
+    Raises:
+        DataError: a trial is malformed; the message names the file.
         ConfigError: the settings do not fit the session.
     """
     info = reader.info
-    refs = reader.trials()
-    check_refs(refs, info)
-    neurons = reader.neurons()
-    check_neurons(neurons, info)
-    responses = Moments(info.neurons)
-    perspectives = Moments(len(info.perspectives))
-    modulations = Moments(len(info.modulations))
-    training: list[TrialRef] = []
-    videos: dict[tuple[str, str], RepeatedVideo] = {}
-    excluded: list[Excluded] = []
-    pixels: tuple[int, int] | None = None
-    size = (0, 0)
+    part = Part(
+        [],
+        [],
+        [],
+        Moments(info.neurons),
+        Moments(len(info.perspectives)),
+        Moments(len(info.modulations)),
+    )
     for ref in refs:
         raw = reader.read(ref)
-        trial = align(raw, info, pixels, settings)
-        pixels = (raw.stimulus.shape[1], raw.stimulus.shape[2])
+        trial = align(raw, info, part.pixels, settings)
+        if part.pixels is None:
+            part.pixels = (raw.stimulus.shape[1], raw.stimulus.shape[2])
+            part.pixels_source = raw.stimulus_source
         if isinstance(trial, str):
-            excluded.append(Excluded(trial=ref.key, tier=ref.tier, reason=trial))
+            part.excluded.append(Excluded(trial=ref.key, tier=ref.tier, reason=trial))
             continue
-        size = (trial.stimulus.shape[1], trial.stimulus.shape[2])
+        part.size = (trial.stimulus.shape[1], trial.stimulus.shape[2])
+        if part.delays is None and trial.scans:
+            part.delays = np.concatenate([scans.delays for scans in trial.scans])
         if ref.tier == "train":
-            training.append(ref)
-            responses.add(trial.responses)
-            perspectives.add(trial.perspectives)
-            modulations.add(trial.modulations)
-        else:
-            _add_repeat(videos, raw, len(trial.stimulus))
-    if not training or pixels is None:
+            part.responses.add(trial.responses)
+            part.perspectives.add(trial.perspectives)
+            part.modulations.add(trial.modulations)
+        rows = sum(scans.values.size for scans in trial.scans) or trial.responses.size
+        channels = len(info.perspectives) + len(info.modulations)
+        part.trials.append(
+            SurveyedTrial(
+                key=ref.key,
+                tier=ref.tier,
+                domain=raw.ref.domain,
+                video=raw.ref.video,
+                shown=content_name(raw.stimulus),
+                frames=len(trial.stimulus),
+                bytes=4 * (rows + len(trial.stimulus) * channels),
+                movie=movie_name(trial.stimulus),
+                filled=trial.filled,
+            )
+        )
+        part.sources.append(raw.stimulus_source)
+    return part
+
+
+def join(
+    parts: Sequence[Part], info: SessionInfo, settings: PrepSettings, inputs_sha256: str
+) -> Survey:
+    """Put together what was found in all trials of a session.
+
+    Raises:
+        DataError: the parts do not fit together, no training trial is left, or a neuron never
+            responded; the message names the file or session.
+    """
+    first = next((part for part in parts if part.pixels is not None), None)
+    trials = [trial for part in parts for trial in part.trials]
+    excluded = [item for part in parts for item in part.excluded]
+    if first is None or not any(trial.tier == "train" for trial in trials):
         reasons = "; ".join(sorted({item.reason for item in excluded}))
         raise DataError(f"{info.source}: every training trial is excluded: {reasons}")
-    divide_by = settings.response_normalisation
+    assert first.pixels is not None
+    for part in parts:
+        if part.pixels not in (None, first.pixels):
+            raise DataError(
+                f"{part.pixels_source}: frames of {part.pixels} pixels, those of the session's"
+                f" other videos have {first.pixels}; are the axes in order?"
+            )
+    _check_repeats(trials, [source for part in parts for source in part.sources])
+    moments = {}
+    for name in ("responses", "perspectives", "modulations"):
+        moments[name] = Moments(len(getattr(first, name).mean))
+        for part in parts:
+            moments[name].join(getattr(part, name))
     if settings.silent_neurons == "error":
-        check_responding(responses, info, "std" if divide_by == "none" else divide_by)
-    scaling = Scaling(
-        response=_divisor(
-            None if divide_by == "none" else getattr(responses, divide_by), info.neurons
-        ),
-        perspective_mean=perspectives.mean,
-        perspective_std=_divisor(perspectives.std, len(info.perspectives)),
-        modulation_mean=modulations.mean,
-        modulation_std=_divisor(modulations.std, len(info.modulations)),
-    )
+        divide_by = settings.response_normalisation
+        check_responding(moments["responses"], info, "std" if divide_by == "none" else divide_by)
+    delays = next((part.delays for part in parts if part.delays is not None), None)
+    height, width = next(part.size for part in parts if part.size != (0, 0))
     return Survey(
-        pixels, *size, neurons, training, _named(list(videos.values())), excluded, scaling
+        inputs_sha256=inputs_sha256,
+        pixels=first.pixels,
+        height=height,
+        width=width,
+        trials=trials,
+        excluded=excluded,
+        training_frames=moments["responses"].count,
+        delays=None if delays is None or not delays.any() else delays.tolist(),
+        **{
+            name: ChannelMoments(mean=found.mean.tolist(), std=found.std.tolist())
+            for name, found in moments.items()
+        },
     )
 
 
-def _add_repeat(videos: dict[tuple[str, str], RepeatedVideo], raw: RawTrial, frames: int) -> None:
-    ref = raw.ref
-    assert ref.video is not None
-    assert ref.tier != "train"
-    content = content_name(raw.stimulus)
-    entry = videos.setdefault(
-        (ref.tier, ref.video),
-        RepeatedVideo(ref.video, ref.tier, ref.domain, frames, content),
-    )
-    if (content, ref.domain) != (entry.content, entry.domain):
-        raise DataError(
-            f"{raw.stimulus_source}: shows another stimulus than the first repeat of video"
-            f" {ref.video} (trial {entry.refs[0].key})"
-        )
-    entry.refs.append(ref)
+def _check_repeats(trials: list[SurveyedTrial], sources: list[str]) -> None:
+    """Refuse videos of the validation and test tiers that are called alike and are not."""
+    first: dict[tuple[str, str | None], SurveyedTrial] = {}
+    for trial, source in zip(trials, sources, strict=True):
+        if trial.tier == "train":
+            continue
+        other = first.setdefault((trial.tier, trial.video), trial)
+        if (trial.shown, trial.domain) != (other.shown, other.domain):
+            raise DataError(
+                f"{source}: shows another stimulus than the first repeat of video"
+                f" {trial.video} (trial {other.key})"
+            )
 
 
-def _named(videos: list[RepeatedVideo]) -> list[RepeatedVideo]:
-    """The videos with names of their own: one that is in both tiers is called after its tier."""
-    tiers: dict[str, int] = {}
-    for entry in videos:
-        tiers[entry.video] = tiers.get(entry.video, 0) + 1
-    for entry in videos:
-        if tiers[entry.video] > 1:
-            entry.video = f"{entry.tier}-{entry.video}"
-    return sorted(videos, key=lambda entry: (entry.tier, entry.video))
+@dataclass(frozen=True)
+class RepeatedVideo:
+    """A video of the validation or test tier, and the trials that show it."""
+
+    name: str
+    tier: Literal["validation", "test"]
+    trials: list[SurveyedTrial]
 
 
-def _divisor(values: np.ndarray | None, channels: int) -> np.ndarray:
-    """`values` to divide by: a channel that never varies, or a silent neuron, stays unscaled."""
-    if values is None:
-        return np.ones(channels)
-    return np.where(values > 0, values, 1.0)
+def repeated_videos(trials: Sequence[SurveyedTrial]) -> list[RepeatedVideo]:
+    """The videos of the validation and test tiers, sorted, with names of their own.
+
+    One that is in both tiers is called after its tier.
+    """
+    found: dict[tuple[str, str], list[SurveyedTrial]] = {}
+    for trial in trials:
+        if trial.tier != "train":
+            assert trial.video is not None
+            found.setdefault((trial.tier, trial.video), []).append(trial)
+    names = [video for _, video in found]
+    videos = [
+        RepeatedVideo(f"{tier}-{video}" if names.count(video) > 1 else video, tier, shown)  # type: ignore[arg-type]
+        for (tier, video), shown in found.items()
+    ]
+    return sorted(videos, key=lambda video: (video.tier, video.name))

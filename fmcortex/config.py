@@ -30,8 +30,15 @@ class DataConfig(Section):
     )
     frames: int = Field(70, gt=1, description="frames of a training sequence")
     batch: int = Field(4, ge=1, description="sequences of a micro-batch")
-    cache_mb: int = Field(512, ge=0, description="memory for decoded trials of a worker")
+    cache_mb: int = Field(512, ge=0, description="memory for decoded data of a worker")
+    cache_gb: float = Field(
+        20.0, ge=0, description="disk of a machine for what is read of a remote dataset"
+    )
+    cache_folder: str | None = Field(
+        None, description="where that is; null for $FMCORTEX_CACHE, or a folder of the user"
+    )
     prefetch: int = Field(4, ge=1, description="micro-batches read ahead")
+    threads: int = Field(4, ge=1, description="micro-batches read at a time")
 
 
 class TrainingConfig(Section):

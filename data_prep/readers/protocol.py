@@ -118,8 +118,15 @@ def animal_of(session: str) -> str:
 class Reader(Protocol):
     """Reads one session of one format. Trials are read one at a time."""
 
-    layout: str
-    info: SessionInfo
+    @property
+    def layout(self) -> str:
+        """The name of the format."""
+        ...
+
+    @property
+    def info(self) -> SessionInfo:
+        """What is known of the session."""
+        ...
 
     def trials(self) -> list[TrialRef]:
         """All trials of the session in a fixed order, found without reading their arrays.

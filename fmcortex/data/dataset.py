@@ -1,29 +1,29 @@
-"""The reading side of a prepared dataset: sessions, training trials, repeated videos, neurons."""
+"""The reading side of a prepared dataset: sessions, windows of trials, repeated videos, neurons."""
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from fmcortex import storage
 from fmcortex.data.arrays import read_array
-from fmcortex.data.files import check_file, file_sizes, session_files
-from fmcortex.data.manifest import (
-    DatasetManifest,
-    IndexedTrial,
-    SessionManifest,
-    Video,
-)
-from fmcortex.data.shards import TrialArrays, read_index, read_trial
-from fmcortex.errors import DataError, FmcortexError
+from fmcortex.data.cache import RangeCache, default_cache_folder
+from fmcortex.data.files import session_problems
+from fmcortex.data.manifest import DatasetManifest, SessionManifest, ShardIndex, Trial, Video
+from fmcortex.data.memory import MemoryCache
+from fmcortex.data.movies import Movie
+from fmcortex.data.shards import StoredTrial, TrialArrays, read_index
+from fmcortex.errors import DataError
 
 MANIFEST = "manifest.json"
 
-#: Bytes of training trials that an open dataset keeps in memory.
+#: Bytes of decoded blocks that an open dataset keeps in memory.
 CACHE_BYTES = 256 << 20
+#: Bytes of a remote dataset that are kept on the local disk.
+DISK_BYTES = 20 << 30
 
 
 @dataclass(frozen=True)
@@ -44,86 +44,127 @@ class VideoArrays:
     modulations: np.ndarray
 
 
-class _TrialCache:
-    """The most recently used trials of a dataset, bounded in bytes; safe to share by threads."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._bytes = 0
-        self._trials: OrderedDict[tuple[str, int], TrialArrays] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: tuple[str, int]) -> TrialArrays | None:
-        with self._lock:
-            if key in self._trials:
-                self._trials.move_to_end(key)
-            return self._trials.get(key)
-
-    def put(self, key: tuple[str, int], trial: TrialArrays) -> None:
-        with self._lock:
-            if key in self._trials or trial.nbytes > self._limit:
-                return
-            self._trials[key] = trial
-            self._bytes += trial.nbytes
-            while self._bytes > self._limit:
-                self._bytes -= self._trials.popitem(last=False)[1].nbytes
-
-
 class PreparedSession:
-    """One session of a prepared dataset; nothing but its manifest is read until asked for."""
+    """One session of a prepared dataset; nothing but its manifest is read until asked for.
 
-    def __init__(self, url: str, manifest: SessionManifest, cache: _TrialCache) -> None:
+    Args:
+        dataset: URL of the dataset.
+        url: of the session's folder.
+        manifest: of the session.
+        disk: cache of ranges of remote files.
+        memory: cache of decoded blocks.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        url: str,
+        manifest: SessionManifest,
+        disk: RangeCache,
+        memory: MemoryCache,
+    ) -> None:
         self.url = url
         self.manifest = manifest
-        self._cache = cache
-        self._indices: dict[int, dict[str, IndexedTrial]] = {}
+        self._dataset, self._disk, self._memory = dataset, disk, memory
+        self._indices: dict[int, ShardIndex] = {}
+        self._stored: dict[tuple[int, int], StoredTrial] = {}
+        self._movies: dict[str, Movie] = {}
 
     def trial(self, number: int) -> TrialArrays:
-        """Training trial `number` of `manifest.trials`, read by range and checked.
+        """The whole of training trial `number` of `manifest.trials`.
 
         Raises:
-            IndexError: there is no such trial.
-            DataError: the shard is missing or damaged; the message names shard and trial.
-            StorageError: the shard cannot be read.
+            IndexError, DataError, StorageError: as `window`.
         """
         if not 0 <= number < len(self.manifest.trials):
             raise IndexError(f"trial {number} of {len(self.manifest.trials)}")
-        key = (self.manifest.session, number)
-        trial = self._cache.get(key)
-        if trial is None:
-            trial = self._read_trial(number)
-            self._cache.put(key, trial)
-        return trial
+        return self.window(number, 0, self.manifest.trials[number].frames)
 
-    def _read_trial(self, number: int) -> TrialArrays:
+    def window(
+        self, number: int, start: int, frames: int, out: TrialArrays | None = None
+    ) -> TrialArrays:
+        """Frames `start` to `start + frames` of training trial `number` of `manifest.trials`.
+
+        Of the shard and the movie only the blocks that the window needs are read and decoded.
+
+        Args:
+            number: of the trial, from 0.
+            start: first frame.
+            frames: how many.
+            out: arrays to write into, C-contiguous; new ones if None.
+
+        Returns:
+            `out`, or the new arrays.
+
+        Raises:
+            IndexError: there is no such trial, or it has no such frames.
+            DataError: a shard or a movie is missing or damaged; the message names it and the trial.
+            StorageError: it cannot be read.
+        """
+        if not 0 <= number < len(self.manifest.trials):
+            raise IndexError(f"trial {number} of {len(self.manifest.trials)}")
+        return self._window(self.manifest.trials[number], start, frames, out)
+
+    def arrays(self, frames: int) -> TrialArrays:
+        """Empty arrays of this session for `frames` frames."""
         manifest = self.manifest
-        entry = manifest.trials[number]
-        if entry.shard >= len(manifest.shards):
-            raise DataError(f"{self.url}: trial {entry.key} is in no shard of the manifest")
-        shard = manifest.shards[entry.shard]
-        # Two threads may both read an index; either result is the same.
-        index = self._indices.get(entry.shard)
-        if index is None:
-            index = self._indices[entry.shard] = read_index(self.url, shard)
-        where = f"{storage.join(self.url, shard.name)}: trial {entry.key}"
-        if entry.key not in index:
-            raise DataError(f"{where}: not in the shard's index")
-        trial = read_trial(self.url, shard, index[entry.key])
-        frames = entry.frames
-        expected = {
-            "stimulus": ("|u1", (frames, manifest.height, manifest.width)),
-            "responses": ("<f4", (frames, manifest.neurons)),
-            "perspectives": ("<f4", (frames, len(manifest.perspectives))),
-            "modulations": ("<f4", (frames, len(manifest.modulations))),
-        }
-        for name, (dtype, shape) in expected.items():
-            values = getattr(trial, name)
-            if (values.dtype.str, values.shape) != (dtype, shape):
-                raise DataError(
-                    f"{where}: {name} is {values.dtype.str} {values.shape},"
-                    f" the manifest says {dtype} {shape}"
-                )
-        return trial
+        return TrialArrays(
+            np.empty((frames, manifest.height, manifest.width), np.uint8),
+            np.empty((frames, manifest.neurons), np.float32),
+            np.empty((frames, len(manifest.perspectives)), np.float32),
+            np.empty((frames, len(manifest.modulations)), np.float32),
+        )
+
+    def _window(
+        self, trial: Trial, start: int, frames: int, out: TrialArrays | None = None
+    ) -> TrialArrays:
+        if start < 0 or frames < 1 or start + frames > trial.frames:
+            raise IndexError(
+                f"frames {start} to {start + frames} of trial {trial.key} of {trial.frames}"
+            )
+        out = out or self.arrays(frames)
+        self._stored_trial(trial).window(start, out, self.imaging_delay)
+        self._movie(trial).window(start, frames, out.stimulus)
+        return out
+
+    def _stored_trial(self, trial: Trial) -> StoredTrial:
+        # Two threads may both make one; either is the same.
+        key = trial.shard, trial.place
+        if key not in self._stored:
+            shards = self.manifest.shards
+            if trial.shard >= len(shards):
+                raise DataError(f"{self.url}: trial {trial.key} is in no shard of the manifest")
+            shard = shards[trial.shard]
+            url = storage.join(self.url, shard.name)
+            if trial.shard not in self._indices:
+                self._indices[trial.shard] = read_index(self.url, shard)
+            trials = self._indices[trial.shard].trials
+            if trial.place >= len(trials) or trials[trial.place].header.key != trial.key:
+                raise DataError(f"{url}: trial {trial.key}: not in the shard's index")
+            found = StoredTrial(url, shard, trials[trial.place], self._disk, self._memory)
+            if (found.header.frames, found.header.movie) != (trial.frames, trial.movie):
+                raise DataError(f"{url}: trial {trial.key}: index and manifest differ")
+            self._stored[key] = found
+        return self._stored[key]
+
+    def _movie(self, trial: Trial) -> Movie:
+        manifest = self.manifest
+        if trial.movie not in self._movies:
+            entry = manifest.movies.get(trial.movie)
+            if entry is None:
+                raise DataError(f"{self.url}: movie {trial.movie} is not in the manifest")
+            size = trial.frames, manifest.height, manifest.width
+            if (entry.frames, entry.height, entry.width) != size:
+                raise DataError(f"{self.url}: movie {trial.movie} has not the size {size}")
+            movie = Movie(self._dataset, trial.movie, entry, self._disk, self._memory)
+            self._movies[trial.movie] = movie
+        return self._movies[trial.movie]
+
+    @cached_property
+    def imaging_delay(self) -> np.ndarray | None:
+        """Seconds after a scan's time at which each neuron was imaged: float64 [U]."""
+        array = self.manifest.statistics.imaging_delay
+        return None if array is None else read_array(self.url, array)
 
     def videos(self, tier: str = "test", domain: str | None = None) -> list[Video]:
         """The repeated videos of a tier, of one stimulus domain or of all, in manifest order."""
@@ -137,14 +178,21 @@ class PreparedSession:
         """The repeated video called `name`, checked against its checksums.
 
         Raises:
-            DataError: no such video, or one of its arrays is missing or damaged.
+            DataError: no such video, or its movie or a shard is missing or damaged.
             StorageError: it cannot be read.
         """
         known = {video.name: video for video in self.manifest.videos}
         if name not in known:
             raise DataError(f"{self.url}: no video {name!r}; it has {_listed(list(known))}")
-        arrays = known[name].arrays
-        return VideoArrays(**{key: read_array(self.url, array) for key, array in arrays.items()})
+        shown = known[name].shown
+        repeats = [self._window(trial, 0, trial.frames) for trial in shown]
+        return VideoArrays(
+            repeats[0].stimulus,
+            *(
+                np.stack([getattr(repeat, kind) for repeat in repeats])
+                for kind in ("responses", "perspectives", "modulations")
+            ),
+        )
 
     def neurons(self) -> dict[str, np.ndarray]:
         """The neuron table: an array [U] for each column (`unit_id`, `x`, `y`, `z`, `area`...).
@@ -166,36 +214,29 @@ class PreparedSession:
         Returns:
             One line for each problem, naming the file or array; empty if the session is whole.
         """
-        sizes = file_sizes(self.url)
-        found = [
-            check_file(self.url, path, expected, sizes.get(path))
-            for path, expected in session_files(self.manifest).items()
-        ]
-        problems = [problem for problem in found if problem is not None]
-        for shard in self.manifest.shards:
-            try:
-                read_index(self.url, shard)
-            except FmcortexError as error:
-                problems.append(str(error))
-        arrays = [array for video in self.manifest.videos for array in video.arrays.values()]
-        arrays += self.manifest.neuron_table.values()
-        for array in [*arrays, self.manifest.statistics.response_scale]:
-            try:
-                read_array(self.url, array)
-            except FmcortexError as error:
-                problems.append(str(error))
-        return problems
+        return session_problems(self.url, self.manifest)
 
 
 class PreparedDataset:
-    """A prepared dataset; open it with `open_dataset`. Safe to share by threads."""
+    """A prepared dataset; open it with `open_dataset`. Safe to share by threads.
 
-    def __init__(self, url: str, manifest: DatasetManifest, cache_bytes: int = CACHE_BYTES) -> None:
+    Attributes:
+        disk: the cache of a remote dataset on the local disk, with its counts.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        manifest: DatasetManifest,
+        cache_bytes: int = CACHE_BYTES,
+        disk: RangeCache | None = None,
+    ) -> None:
         self.url = url
+        self.disk = disk or RangeCache("", 0)
         self.manifest = manifest
         self._entries = {entry.session: entry for entry in manifest.sessions}
         self._sessions: dict[str, PreparedSession] = {}
-        self._cache = _TrialCache(cache_bytes)
+        self._memory = MemoryCache(cache_bytes)
         self._lock = threading.Lock()
 
     @property
@@ -230,25 +271,34 @@ class PreparedDataset:
         manifest = SessionManifest.parse(content, url)
         if manifest.session != name:
             raise DataError(f"{url}: is the manifest of session {manifest.session}, not {name}")
-        return PreparedSession(folder, manifest, self._cache)
+        return PreparedSession(self.url, folder, manifest, self.disk, self._memory)
 
 
-def open_dataset(url: str, cache_bytes: int = CACHE_BYTES) -> PreparedDataset:
+def open_dataset(
+    url: str,
+    cache_bytes: int = CACHE_BYTES,
+    disk_bytes: int = DISK_BYTES,
+    cache_folder: str | None = None,
+) -> PreparedDataset:
     """Open the prepared dataset at `url`.
 
     Args:
         url: any fsspec URL or local path.
-        cache_bytes: bytes of training trials to keep in memory.
+        cache_bytes: bytes of decoded blocks to keep in memory.
+        disk_bytes: bytes of a remote dataset to keep on the local disk; 0 for none. All processes
+            of a machine share them.
+        cache_folder: where; None for `default_cache_folder()`.
 
     Raises:
-        DataError: `url` is not a prepared dataset, or its manifest is malformed.
+        DataError: `url` is not a prepared dataset, or its manifest is malformed or damaged.
         StorageError: it cannot be read.
     """
     manifest_url = storage.join(url, MANIFEST)
     if not storage.exists(manifest_url):
         raise DataError(f"{url}: not a prepared dataset (no {MANIFEST}); run `fmcortex prep`")
-    manifest = DatasetManifest.parse(storage.read_bytes(manifest_url), manifest_url)
-    return PreparedDataset(storage.absolute(url), manifest, cache_bytes)
+    manifest = DatasetManifest.parse_sealed(storage.read_bytes(manifest_url), manifest_url)
+    disk = RangeCache(cache_folder or default_cache_folder(), disk_bytes)
+    return PreparedDataset(storage.absolute(url), manifest, cache_bytes, disk)
 
 
 def _listed(names: list[str], most: int = 20) -> str:

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fmcortex.data.dataset import PreparedDataset
 from fmcortex.data.plan import Draw, SamplingPlan
+from fmcortex.data.shards import ARRAYS, TrialArrays
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,27 @@ def read_batch(dataset: PreparedDataset, draw: Draw, clip: int, pin: bool = Fals
         DataError: a shard is missing, truncated or corrupt.
     """
     session = dataset.session(draw.session)
-    windows = []
-    for one in draw.clips:
-        trial = session.trial(one.trial)
-        end = one.start + clip
-        arrays = (trial.stimulus, trial.perspectives, trial.modulations, trial.responses)
-        windows.append([array[one.start : end] for array in arrays])
-    # Copies in torch's own memory: NumPy's is aligned by chance, and the last bits of what is
-    # computed would depend on it.
-    tensors = [torch.tensor(np.stack(column)) for column in zip(*windows, strict=True)]
-    if pin:
-        tensors = [tensor.pin_memory() for tensor in tensors]
-    return Batch(draw, *tensors)
+    # Each window is written into torch's own memory: NumPy's is aligned by chance, and the last
+    # bits of what is computed would depend on it.
+    like = session.arrays(0)
+    tensors = {
+        name: torch.empty(
+            (len(draw.clips), clip, *getattr(like, name).shape[1:]),
+            dtype=torch.uint8 if name == "stimulus" else torch.float32,
+            pin_memory=pin,
+        )
+        for name in ARRAYS
+    }
+    for number, one in enumerate(draw.clips):
+        out = TrialArrays(**{name: tensor[number].numpy() for name, tensor in tensors.items()})
+        session.window(one.trial, one.start, clip, out)
+    return Batch(
+        draw,
+        tensors["stimulus"],
+        tensors["perspectives"],
+        tensors["modulations"],
+        tensors["responses"],
+    )
 
 
 class ClipLoader:

@@ -3,33 +3,45 @@
 A prepared dataset is a folder on any fsspec URL::
 
     manifest.json                      DatasetManifest, written last
+    movies/<movie>/                    a distinct movie, once, whichever sessions showed it: a
+        zarr.json, c/0/0/0             sharded zarr 3 array uint8 [T, H, W]
+        index.json                     MovieFile: where its chunks lie, and their checksums
     sessions/<session>/
         manifest.json                  SessionManifest, written after the session's other files
-        train-00000.tar                webdataset shard of training trials
+        train-00000.tar                webdataset shard of trials of a tier
         train-00000.index.json         ShardIndex: where each member lies, and its checksum
-        videos.zarr/<video>/...        repeated videos of the validation and test tiers
         neurons.zarr/...               the neuron table, a one-dimensional array a column
+        survey.json                    what was found on the first reading of the source
+        sources.json                   SourceList: the files it was made from
 
-A training trial is a webdataset sample with the members `stimulus.npy` uint8 [T, H, W],
-`responses.npy` float32 [T, U], `perspectives.npy` float32 [T, P] and `modulations.npy`
-float32 [T, M], all on the stimulus frame times. A repeated video is a zarr group with the arrays
-`stimulus` uint8 [T, H, W], `responses` float32 [R, T, U] (NaN where a repeat is missing),
-`perspectives` float32 [R, T, P] and `modulations` float32 [R, T, M].
+A movie's name is the SHA-256 of its size and pixels (`fmcortex.data.movies.movie_name`), on the
+stimulus's frames and at the size of the prepared dataset.
+
+A trial is a webdataset sample. Its members are `header.json` (TrialHeader), `perspectives.npy`
+float32 [T, P] and `modulations.npy` float32 [T, M] on the frame times, and the responses in one
+or more groups of neurons g: `responses-<g>-<b>.zst`, block b of at most `block_rows` rows of
+[n, U_g], float32 or float16, as a zstd frame. Where `response-times-<g>.npy` float64 [n] is
+there, a row is one scan: the times of the rows, in seconds since the first frame, to which each
+neuron's imaging delay is to be added. `frames.npy` float64 [T] then has the times of the frames,
+and a response on a frame is interpolated linearly between the scans around it
+(`fmcortex.data.scans`), as the paper does before training; stored so, the responses take a fifth
+of the bytes. Without times a row is one frame.
 
 Responses are divided by `Statistics.response_scale`; perspectives and modulations are
 standardised by their training mean and standard deviation. H and W are pixels, T stimulus frames,
-U neurons, R repeats.
+U neurons.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from fmcortex.errors import DataError
 
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 
 #: File names are joined to URLs, so a name may not climb out of its folder.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
@@ -56,6 +68,10 @@ class Document(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def encoded(self) -> bytes:
+        """The document as indented JSON, the same bytes for the same content."""
+        return (self.model_dump_json(indent=1) + "\n").encode()
+
     @classmethod
     def parse(cls, content: bytes, where: str) -> Self:
         """Read the document from JSON.
@@ -67,35 +83,135 @@ class Document(BaseModel):
             return cls.model_validate_json(content)
         except ValidationError as error:
             first = error.errors()[0]
+            if first["loc"] == ("version",) and first["type"] == "literal_error":
+                expected = first.get("ctx", {}).get("expected")
+                raise DataError(
+                    f"{where}: format version: {first['input']!r}, this program reads {expected};"
+                    " make it again, or use the version that wrote it"
+                ) from error
             field = ".".join(str(part) for part in first["loc"]) or "document"
             raise DataError(f"{where}: {field}: {first['msg']}") from error
 
 
-class Member(Document):
-    """Where one array of a trial lies in its tar: a .npy file of `length` bytes at `offset`."""
+class Sealed(Document):
+    """A document with the checksum of itself in it; no other document vouches for it."""
+
+    seal: str = Field("", description="SHA-256 of this document with an empty seal")
+
+    def sealed(self) -> bytes:
+        """The document as it is stored, with the checksum of itself in it."""
+        bare = self.model_copy(update={"seal": ""}).encoded()
+        return self.model_copy(update={"seal": hashlib.sha256(bare).hexdigest()}).encoded()
+
+    @classmethod
+    def parse_sealed(cls, content: bytes, where: str) -> Self:
+        """Read the stored document, every byte of which is as it was written.
+
+        Raises:
+            DataError: naming `where`: it is malformed or damaged.
+        """
+        document = cls.parse(content, where)
+        if document.sealed() != content:
+            raise DataError(f"{where}: differs from its own checksum; run `fmcortex prep` again")
+        return document
+
+
+class StoredFile(Document):
+    """What a file was when it was written."""
+
+    bytes: int = Field(ge=0)
+    sha256: Sha256
+
+
+class Block(Document):
+    """`length` bytes at `offset` of a file, and their CRC-32C."""
 
     offset: int = Field(ge=0)
     length: int = Field(gt=0)
-    crc32: int = Field(ge=0, lt=2**32)
+    crc32c: int = Field(ge=0, lt=2**32)
+
+
+class MovieEntry(Document):
+    """A movie as a session needs it to read windows of it: its size and its file.
+
+    Chunk i is `chunk_frames` frames from frame `i * chunk_frames` on, the last filled up.
+    """
+
+    frames: int = Field(gt=0)
+    height: int = Field(gt=0, description="pixels")
+    width: int = Field(gt=0, description="pixels")
+    chunk_frames: int = Field(gt=0)
+    differences: bool = Field(description="chunks hold differences to the frame before, modulo 256")
+    bytes: int = Field(gt=0)
+    sha256: Sha256
+    chunks: list[Block]
+
+
+class MovieFile(Sealed):
+    """The index beside a movie, written last: without it the movie is not there.
+
+    `hashes` are perceptual hashes of frames (`data_prep.near_duplicates`), 64 bits in 16
+    hexadecimal digits each: near-duplicates are found without decoding anything.
+    """
+
+    version: Literal[2] = VERSION
+    movie: Sha256
+    entry: MovieEntry
+    array: StoredFile = Field(description="zarr.json")
+    hashes: list[Annotated[str, StringConstraints(pattern="^[0-9a-f]{16}$")]]
+
+
+class TrialHeader(Document):
+    """`header.json` of a sample: what its other members are.
+
+    Attributes:
+        key: the trial's name in the source.
+        movie: the movie that was shown.
+        frames: T.
+        groups: of each group of responses, its neurons U_g and rows n.
+        scans: whether rows are scans with times of their own, or frames.
+        dtype: of the responses, "<f4" or "<f2".
+        block_rows: rows of a block, of which the last has what is left.
+    """
+
+    key: str
+    movie: Sha256
+    frames: int = Field(gt=0)
+    groups: list[tuple[int, int]] = Field(min_length=1)
+    scans: bool
+    dtype: Literal["<f4", "<f2"]
+    block_rows: int = Field(gt=0)
 
 
 class IndexedTrial(Document):
-    """One sample of a shard: its members by array name, without the .npy suffix."""
+    """One sample of a shard: its members, in the order in which they lie in the tar.
 
-    key: Name
-    members: dict[Literal["stimulus", "responses", "perspectives", "modulations"], Member]
+    `small` are header.json, perspectives, modulations and the times; `responses` the blocks of
+    each group.
+    """
+
+    header: TrialHeader
+    small: dict[str, Block]
+    responses: list[list[Block]]
 
 
 class ShardIndex(Document):
-    """The index beside each tar, which makes it readable by range and its truncation visible."""
+    """The index beside each tar, which makes it readable by range and its truncation visible.
 
-    version: Literal[1] = VERSION
+    `inputs_sha256` is over all that the shard was made from: where that is the same, and the tar
+    is there, it need not be made again.
+    """
+
+    version: Literal[2] = VERSION
     shard: Name
-    trials: list[IndexedTrial]
+    bytes: int = Field(gt=0)
+    sha256: Sha256
+    trials: list[IndexedTrial] = Field(min_length=1)
+    inputs_sha256: Sha256
 
 
 class Shard(Document):
-    """One tar of training trials."""
+    """One tar of trials of a tier."""
 
     name: Name
     bytes: int = Field(gt=0)
@@ -105,12 +221,19 @@ class Shard(Document):
     index_sha256: Sha256
 
 
-class TrainTrial(Document):
-    """One training trial: its key in the shard, the shard's number, its frames."""
+class Trial(Document):
+    """One trial: its name in the source, the shard's number and its place in it, its movie.
 
-    key: Name
+    `filled` is the part of its behaviour that was missing and interpolated over.
+    """
+
+    key: str
     shard: int = Field(ge=0)
+    place: int = Field(ge=0)
     frames: int = Field(gt=0)
+    movie: Sha256
+    domain: str
+    filled: float = Field(0.0, ge=0, le=1)
 
 
 class Array(Document):
@@ -126,14 +249,19 @@ class Array(Document):
 
 
 class Video(Document):
-    """A video shown repeatedly in the validation or test tier."""
+    """A movie of the validation or test tier, and the trials that showed it."""
 
     name: Name
     domain: str
     tier: Literal["validation", "test"]
+    movie: Sha256
     frames: int = Field(gt=0)
-    repeats: int = Field(gt=0)
-    arrays: dict[Literal["stimulus", "responses", "perspectives", "modulations"], Array]
+    shown: list[Trial] = Field(min_length=1)
+
+    @property
+    def repeats(self) -> int:
+        """How often it was shown."""
+        return len(self.shown)
 
 
 class Excluded(Document):
@@ -148,23 +276,19 @@ class Statistics(Document):
     """What the values were divided by and centred on, from training trials only."""
 
     response_scale: Array
+    imaging_delay: Array | None = Field(
+        None, description="seconds after a scan's time at which each neuron was imaged"
+    )
     perspective_mean: list[float]
     perspective_std: list[float]
     modulation_mean: list[float]
     modulation_std: list[float]
 
 
-class StoredFile(Document):
-    """What a file was when it was written."""
-
-    bytes: int = Field(ge=0)
-    sha256: Sha256
-
-
 class SessionManifest(Document):
     """One recording session of a prepared dataset."""
 
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     session: Name
     animal: str
     layout: str
@@ -174,15 +298,17 @@ class SessionManifest(Document):
     width: int = Field(gt=0, description="pixels")
     perspectives: list[str]
     modulations: list[str]
-    trials: list[TrainTrial]
+    trials: list[Trial] = Field(description="of the training tier")
     shards: list[Shard]
     videos: list[Video]
+    movies: dict[Sha256, MovieEntry]
     neuron_table: dict[str, Array]
     statistics: Statistics
     excluded: list[Excluded]
     files: dict[Path, StoredFile] = Field(
         default_factory=dict,
-        description="every file of the session but this manifest, by path in its folder",
+        description="every file of the session but its shards and this manifest, by path in its"
+        " folder",
     )
     settings: dict[str, Any]
     source_sha256: Sha256
@@ -207,12 +333,28 @@ class SessionEntry(Document):
     neurons: int = Field(gt=0)
     train_trials: int = Field(gt=0)
     train_frames: int = Field(gt=0)
-    bytes: int = Field(gt=0)
+    bytes: int = Field(gt=0, description="of the session's folder; movies are apart")
 
 
-class DatasetManifest(Document):
+class DatasetManifest(Sealed):
     """The root document of a prepared dataset."""
 
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     sessions: list[SessionEntry]
+    movies: int = Field(ge=0, description="distinct movies of all sessions")
+    movie_bytes: int = Field(ge=0)
     tool_version: str
+
+
+class SourceFile(Document):
+    """A file that a session was made from."""
+
+    bytes: int = Field(ge=0)
+    sha256: Sha256
+
+
+class SourceList(Document):
+    """Where a session came from: files by path in its source folder."""
+
+    version: Literal[2] = VERSION
+    files: dict[str, SourceFile]

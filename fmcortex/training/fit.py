@@ -51,7 +51,9 @@ def dataset_of(config: RunConfig) -> PreparedDataset:
     """
     if not config.data.url:
         raise ConfigError("data.url: missing; name a prepared dataset (--set data.url=...)")
-    return open_dataset(config.data.url, config.data.cache_mb << 20)
+    data = config.data
+    disk = int(data.cache_gb * 2**30)
+    return open_dataset(data.url, data.cache_mb << 20, disk, data.cache_folder)
 
 
 def sessions_of(config: RunConfig, dataset: PreparedDataset) -> list[str]:
@@ -194,6 +196,7 @@ def fit(
         0,
         config.training.steps,
         config.data.prefetch,
+        config.data.threads,
         pin=compute.device.type == "cuda",
     )
     result = FitResult(shared, parts)

@@ -151,9 +151,9 @@ def test_from_a_url_only_parts_are_read(make, tmp_path, monkeypatch):
 def test_gaps_of_the_treadmill_leave_a_trial_out(make, tmp_path):
     scan = make()
     first = int(np.searchsorted(scan.run_times, scan.trials[3][1] + 0.3))
-    scan.speed[first : first + 16] = np.nan
+    scan.speed[first : first + 11] = np.nan
     scan.write()
     prepare(str(tmp_path / "source"), str(tmp_path / "to"), PrepSettings())
     excluded = open_dataset(str(tmp_path / "to")).session(NAME).manifest.excluded
-    reason = "behaviour missing for more than 15 frames"
+    reason = "behaviour missing for more than 10 frames"
     assert [(item.trial, item.reason) for item in excluded] == [("Clip-4", reason)]

@@ -11,8 +11,9 @@ import fsspec
 import numpy as np
 import pytest
 
-from data_prep import job
-from data_prep.job import prepare, source_sha256
+from data_prep import session_job
+from data_prep.fingerprint import fingerprint, source_sha256
+from data_prep.job import prepare
 from data_prep.settings import PrepSettings
 from fmcortex import storage
 from fmcortex.data.dataset import open_dataset
@@ -99,10 +100,7 @@ write = storage.write_bytes
 
 def dying(url, content):
     if left[0] == 0:
-        os.makedirs(os.path.dirname(url), exist_ok=True)
-        with open(url + ".torn.tmp", "wb") as stream:
-            stream.write(content[: len(content) // 2])
-        os._exit(9)
+        os.replace = lambda source, target: (os.truncate(source, len(content) // 2), os._exit(9))
     left[0] -= 1
     write(url, content)
 
@@ -147,7 +145,8 @@ def test_full_disk(sensorium, tmp_path):
         with pytest.raises(StorageError, match=r"cannot write: No space left on device") as caught:
             prepare(str(recording.folder), str(to), SETTINGS)
         assert "\n" not in str(caught.value)
-        assert [path for path in to.rglob("*") if path.is_file()] == []
+        assert {path.suffix for path in to.rglob("*") if path.is_file()} <= {".tar", ".json", ""}
+        assert not list(to.rglob("manifest.json"))
     finally:
         subprocess.run(["umount", str(to)], check=True)
 
@@ -164,10 +163,10 @@ def test_full_disk_midway(sensorium, twin, tmp_path, monkeypatch):
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match=r"dynamic.*train-00000.tar: cannot write: No space"):
+    with pytest.raises(StorageError, match=r"dynamic.*survey.json: cannot write: No space"):
         prepare(source, str(to), SETTINGS)
     assert not (to / "manifest.json").exists()
-    assert sorted(path.name for path in (to / "sessions").iterdir()) == ["8-5"]
+    assert [path.parent.name for path in to.rglob("manifest.json")] == ["8-5"]
     monkeypatch.undo()
     lines = []
     prepare(source, str(to), SETTINGS, progress=lines.append)
@@ -178,7 +177,7 @@ def test_full_disk_midway(sensorium, twin, tmp_path, monkeypatch):
 def test_unwritable_targets_fail_before_any_reading(sensorium, tmp_path, monkeypatch):
     recording = sensorium()
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(job, "source_sha256", lambda folder: pytest.fail("read the source"))
+    monkeypatch.setattr(session_job, "fingerprint", lambda folder: pytest.fail("read it"))
     for to, message in (
         (str(tmp_path / "file" / "to"), "file/to/.*cannot write: Not a directory"),
         ("/proc/to", "/proc/to.*cannot write"),
@@ -245,28 +244,28 @@ def check_remote(to, recording, tmp_path):
             session.video(video.name).responses, here.video(video.name).responses
         )
     assert session.neurons()["area"][0] == "V1"
-    assert describe(to)["bytes"] == sum(
-        path.stat().st_size
-        for path in (tmp_path / "local" / "sessions").rglob("*")
-        if path.is_file()
-    )
+    summary = describe(to)
+    for key, pattern in (("bytes", "sessions/**/*"), ("movie_bytes", "movies/*/c/0/0/0")):
+        files = [path for path in (tmp_path / "local").glob(pattern) if path.is_file()]
+        assert summary[key] == sum(path.stat().st_size for path in files)
     assert verify(to) == []
     lines = []
     prepare(str(recording.folder), to, SETTINGS, progress=lines.append)
     assert lines == [f"{recording.folder.name}: up to date"]
-    chunk = next(name for name in fs.find(root) if "/responses/c/" in name)
+    chunk = next(name for name in fs.find(root) if name.endswith("neurons.zarr/area/c/0"))
     fs.rm(chunk)
-    shard = next(name for name in fs.find(root) if name.endswith("00000.tar"))
+    shard = next(name for name in fs.find(root) if name.endswith("train-00000.tar"))
     fs.pipe_file(shard, fs.cat_file(shard)[:3000])
-    damaged = open_dataset(to).session(recording.folder.name)
-    with pytest.raises(DataError, match=r"00000.tar: trial \w+: .*(cut short|checksum)"):
+    session.trial(0)  # still in the cache
+    damaged = open_dataset(to, disk_bytes=0).session(recording.folder.name)
+    with pytest.raises(DataError, match=r"00000.tar: trial [02]: shard is cut short"):
         damaged.trial(0), damaged.trial(1)
     assert len(verify(to)) == 3  # the shard, the chunk, and the array it is of
     prepare(str(recording.folder), to, SETTINGS)
     assert verify(to) == []
     fs.rm(shard)
     with pytest.raises(DataError, match=r"00000.tar: trial 0: shard is missing"):
-        open_dataset(to).session(recording.folder.name).trial(0)
+        open_dataset(to, disk_bytes=0).session(recording.folder.name).trial(0)
 
 
 def test_memory_url(sensorium, tmp_path):
@@ -285,8 +284,8 @@ def test_s3_url(sensorium, tmp_path, s3):
 
 def test_source_fingerprint_is_that_of_the_contents(twin):
     folder = twin().folder
-    first = source_sha256(str(folder))
+    first = source_sha256(fingerprint(str(folder)))
     (folder / ".DS_Store").write_bytes(b"x")
-    assert source_sha256(str(folder)) == first
+    assert source_sha256(fingerprint(str(folder))) == first
     (folder / "units" / "0.npy").rename(folder / "units" / "00.npy")
-    assert source_sha256(str(folder)) != first
+    assert source_sha256(fingerprint(str(folder))) != first

@@ -6,12 +6,15 @@ import warnings
 import numpy as np
 import pytest
 import webdataset
+import zarr
 
 from data_prep.job import prepare
 from data_prep.readers.protocol import animal_of
 from data_prep.settings import PrepSettings
 from fmcortex.data.dataset import open_dataset
 from fmcortex.data.describe import describe, verify
+from fmcortex.data.movies import movie_name
+from fmcortex.data.shards import decode_sample
 
 
 def reference(recording, training):
@@ -207,22 +210,35 @@ def test_webdataset_reads_our_shards(sensorium, tmp_path):
     recording = sensorium()
     prepare(str(recording.folder), str(tmp_path / "to"), PrepSettings(trials_per_shard=3))
     session = open_dataset(str(tmp_path / "to")).session(recording.folder.name)
-    samples = []
+    found = []
     for shard in session.manifest.shards:
         tar = f"{session.url}/{shard.name}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            samples += list(webdataset.WebDataset(tar, shardshuffle=False).decode())
+            samples = list(webdataset.WebDataset(tar, shardshuffle=False))
+        assert len(samples) == shard.trials
+        found += [decode_sample(sample, session.imaging_delay, tar) for sample in samples]
         with tarfile.open(tar) as opened:
             assert {(m.mtime, m.uid, m.uname) for m in opened} == {(0, 0, "fmcortex")}
-    assert [sample["__key__"] for sample in samples] == ["0", "2", "4", "7", "9", "11"]
-    for number, sample in enumerate(samples):
-        np.testing.assert_array_equal(sample["responses.npy"], session.trial(number).responses)
-        np.testing.assert_array_equal(sample["stimulus.npy"], session.trial(number).stimulus)
+    keys = [header.key for header, _ in found]
+    assert keys == ["0", "2", "4", "7", "9", "11", "1", "6", "3", "8", "10"]
+    for number, (header, arrays) in enumerate(found[:6]):
+        trial = session.trial(number)
+        for name in ("responses", "perspectives", "modulations"):
+            np.testing.assert_array_equal(getattr(arrays, name), getattr(trial, name))
+        assert header.movie == movie_name(trial.stimulus)
+        movie = zarr.open_array(f"{tmp_path}/to/movies/{header.movie}", mode="r")
+        np.testing.assert_array_equal(movie[...], trial.stimulus)
 
 
 def test_a_shard_closes_at_its_size(sensorium, tmp_path):
     recording = sensorium()
-    prepare(str(recording.folder), str(tmp_path / "to"), PrepSettings(shard_bytes=2000))
+    prepare(str(recording.folder), str(tmp_path / "to"), PrepSettings(shard_bytes=900))
     session = open_dataset(str(tmp_path / "to")).session(recording.folder.name)
-    assert [shard.trials for shard in session.manifest.shards] == [2, 2, 2]
+    shards = [(shard.name, shard.trials) for shard in session.manifest.shards]
+    assert shards[:3] == [(f"train-0000{number}.tar", 2) for number in range(3)]
+    assert shards[3:] == [
+        ("validation-00000.tar", 2),
+        ("test-00000.tar", 2),
+        ("test-00001.tar", 1),
+    ]

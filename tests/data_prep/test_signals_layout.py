@@ -9,7 +9,8 @@ import zarr
 from scipy.signal import firwin
 from signals_session import FRAMES, NAME, NEURONS, OFFSETS, RATES, Session
 
-from data_prep.job import prepare, source_sha256
+from data_prep.fingerprint import fingerprint, source_sha256
+from data_prep.job import prepare
 from data_prep.readers.clock import Clock, Margin
 from data_prep.readers.nwb_schema import NwbSession
 from data_prep.readers.signals import SignalsReader
@@ -138,10 +139,10 @@ def test_treadmill_is_filtered_before_it_is_resampled(make, tmp_path):
 
 
 def test_gaps_are_counted_in_camera_frames(make, tmp_path):
-    """15 frames of a camera at 20 Hz are 22 of the stimulus; one more leaves the trial out."""
+    """10 frames of a camera at 20 Hz are 15 of the stimulus; one more leaves the trial out."""
     session = make()
     values, times = session.signals["pupil"]
-    for key, missing in (("t0", 15), ("t2", 16), ("t5", 16)):
+    for key, missing in (("t0", 10), ("t2", 11), ("t5", 11)):
         first = int(np.searchsorted(times, session.starts[key] + 0.2))
         values[first : first + missing] = np.nan
     # Of t5 they lack altogether instead.
@@ -149,16 +150,16 @@ def test_gaps_are_counted_in_camera_frames(make, tmp_path):
     session.write_signal("pupil", values[present], times[present])
     prepare(str(tmp_path / "source"), str(tmp_path / "to"))
     manifest = open_dataset(str(tmp_path / "to")).session(NAME).manifest
-    reason = "pupil position missing for more than 15 frames"
+    reason = "pupil position missing for more than 10 frames"
     assert [(e.trial, e.reason) for e in manifest.excluded] == [("t2", reason), ("t5", reason)]
 
 
 def test_a_gap_that_begins_before_the_trial_counts_whole(make, tmp_path):
     session = make()
     values, times = session.signals["pupil"]
-    for key, before in (("t0", 8), ("t2", 10)):
+    for key, before in (("t0", 4), ("t2", 6)):
         first = int(np.searchsorted(times + OFFSETS["pupil"], session.starts[key])) - before
-        values[first : first + before + 7] = np.nan
+        values[first : first + before + 6] = np.nan
     session.write_signal("pupil", values, times)
     prepare(str(tmp_path / "source"), str(tmp_path / "to"))
     manifest = open_dataset(str(tmp_path / "to")).session(NAME).manifest
@@ -222,10 +223,10 @@ def test_zarr_of_version_2(make, tmp_path):
     expected = session.expected(["t0", "t2", "t6"])
     for number, key in enumerate(["t0", "t2", "t6"]):
         compare(found.trial(number), expected[key])
-    before = source_sha256(str(session.folder))
+    before = source_sha256(fingerprint(str(session.folder)))
     with open(session.folder / "signals/pupil.zarr/values/.zarray", "a") as stream:
         stream.write(" ")
-    assert source_sha256(str(session.folder)) != before
+    assert source_sha256(fingerprint(str(session.folder))) != before
 
 
 def test_part_of_a_clock():

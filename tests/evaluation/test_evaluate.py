@@ -223,15 +223,12 @@ def test_what_is_refused(network: Network, session: PreparedSession, prepared: s
 
 
 def test_a_damaged_video_is_named(network: Network, session: PreparedSession) -> None:
-    [chunk] = [
-        path
-        for path in (Path(session.url) / "videos.zarr/natural_movie-1/responses").rglob("*")
-        if path.is_file() and path.name != "zarr.json"
-    ][:1]
-    content = chunk.read_bytes()
+    shard = Path(session.url) / "test-00000.tar"
+    content = shard.read_bytes()
     try:
-        chunk.write_bytes(content[:-9])
-        with pytest.raises(DataError, match=r"natural_movie-1/responses"):
-            evaluate_session(network, session)
+        shard.write_bytes(content[: len(content) // 2])
+        damaged = open_dataset(str(Path(session.url).parents[1])).session(session.manifest.session)
+        with pytest.raises(DataError, match=r"test-00000.tar: trial natural_movie-\d/\d: .*short"):
+            evaluate_session(network, damaged)
     finally:
-        chunk.write_bytes(content)
+        shard.write_bytes(content)

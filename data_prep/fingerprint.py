@@ -1,0 +1,63 @@
+"""What a session is made from: every file of its source folder, by content."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from fmcortex import storage
+from fmcortex.data.manifest import SourceFile, SourceList
+from fmcortex.errors import DataError
+
+_BLOCK = 8 << 20
+#: Files of version 2 of zarr that say what its arrays are, although hidden.
+_ZARR_2 = (".zarray", ".zattrs", ".zgroup")
+
+
+def source_files(folder: Path) -> list[Path]:
+    """The files of a source folder, sorted; hidden ones are no part of it."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and (
+            path.name in _ZARR_2
+            or not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        )
+    ]
+
+
+def fingerprint(folder: str) -> SourceList:
+    """Size and SHA-256 of every file of a source folder, by its path in it.
+
+    Contents rather than modification times: a copy of the source is the same source, and a file
+    that was repaired with its time kept is not. It costs one more read of the recordings.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    root = Path(folder)
+    files = {}
+    for path in source_files(root):
+        digest, size = hashlib.sha256(), 0
+        try:
+            with open(path, "rb") as stream:
+                while block := stream.read(_BLOCK):
+                    digest.update(block)
+                    size += len(block)
+        except OSError as error:
+            raise DataError(f"{path}: cannot read: {error.strerror}") from error
+        files[path.relative_to(root).as_posix()] = SourceFile(bytes=size, sha256=digest.hexdigest())
+    return SourceList(files=files)
+
+
+def source_sha256(sources: SourceList) -> str:
+    """SHA-256 over the paths, sizes and contents of a source."""
+    return storage.sha256(sources.encoded())
+
+
+def same_sizes(folder: str, sources: SourceList) -> bool:
+    """Whether the files of a source folder are those of `sources`, by name and size."""
+    root = Path(folder)
+    found = {path.relative_to(root).as_posix(): path.stat().st_size for path in source_files(root)}
+    return found == {path: file.bytes for path, file in sources.files.items()}

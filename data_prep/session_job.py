@@ -1,0 +1,332 @@
+"""One session's way through the job: from its folder to its manifest, task by task.
+
+Fingerprint of the source, survey in parts, shards, end. Each task may be run on any machine, and
+what an earlier, unfinished run has left whole at the target is taken over: the survey, each movie,
+each shard.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from data_prep.fingerprint import fingerprint, same_sizes, source_sha256
+from data_prep.movie_writer import stored_movie
+from data_prep.parallel import Task
+from data_prep.readers.find import open_reader
+from data_prep.readers.protocol import Reader
+from data_prep.retiered import Retiered
+from data_prep.scaling import Scaling, scaling_of
+from data_prep.session_writer import MANIFEST, SOURCES, SURVEY, finish_session
+from data_prep.settings import PrepSettings
+from data_prep.shard_writer import (
+    ShardPlan,
+    WrittenShard,
+    plan_shards,
+    shard_inputs,
+    whole_shard,
+    write_shard,
+)
+from data_prep.survey import PART, Part, Survey, check_session, join, survey_part
+from fmcortex import storage
+from fmcortex.data.files import file_sizes, session_files
+from fmcortex.data.manifest import VERSION, SessionManifest, SourceList, Tier
+from fmcortex.errors import ConfigError, DataError, FmcortexError, StorageError
+
+#: Tiers of a session's trials by key, where they are made here.
+Tiers = Mapping[str, Tier] | None
+
+
+def open_session(folder: str, settings: PrepSettings, tiers: Tiers) -> Reader:
+    """The reader of a session, with the tiers of a split made here, if any."""
+    reader = open_reader(Path(folder), settings)
+    return reader if tiers is None else Retiered(reader, tiers)
+
+
+def look(folder: str, settings: PrepSettings, tiers: Tiers, sized: SourceList | None) -> Look:
+    """The first task: the fingerprint of the source, and the number of its trials.
+
+    Args:
+        folder: of the source.
+        settings: of the preparation.
+        tiers: of a split made here.
+        sized: files by whose names and sizes the source is known, where that is asked for.
+    """
+    known = sized is not None and same_sizes(folder, sized)
+    sources = sized if known and sized is not None else fingerprint(folder)
+    return sources, len(check_session(open_session(folder, settings, tiers)))
+
+
+Look = tuple[SourceList, int]
+
+
+def survey_task(folder: str, settings: PrepSettings, tiers: Tiers, number: int) -> Part:
+    """Survey part `number` of a session."""
+    reader = open_session(folder, settings, tiers)
+    refs = reader.trials()[number * PART : (number + 1) * PART]
+    return survey_part(reader, refs, settings)
+
+
+def join_task(
+    folder: str, to: str, settings: PrepSettings, tiers: Tiers, parts: list[Part], inputs: str
+) -> Survey:
+    """Join the parts of a survey and write it to the session's folder."""
+    reader = open_session(folder, settings, tiers)
+    survey = join(parts, reader.info, settings, inputs)
+    forget(to, reader.info.name)
+    url = storage.join(to, "sessions", reader.info.name, SURVEY)
+    storage.write_bytes(url, survey.encoded())
+    return survey
+
+
+def shard_task(
+    folder: str,
+    to: str,
+    settings: PrepSettings,
+    tiers: Tiers,
+    plan: ShardPlan,
+    survey: Survey,
+    scaling: Scaling,
+    inputs: str,
+) -> tuple[WrittenShard, bool]:
+    """Write a shard, unless it is there already; whether it was written."""
+    name = Path(folder).name
+    found = whole_shard(to, name, plan, inputs)
+    if found is not None:
+        return found, False
+    reader = open_session(folder, settings, tiers)
+    refs = {ref.key: ref for ref in reader.trials()}
+    return write_shard(reader, to, plan, refs, survey, scaling, settings, inputs), True
+
+
+def finish_task(
+    folder: str,
+    to: str,
+    settings: PrepSettings,
+    tiers: Tiers,
+    survey: Survey,
+    scaling: Scaling,
+    plans: list[ShardPlan],
+    written: list[WrittenShard],
+    sources: SourceList,
+) -> SessionManifest:
+    """Write the end of a session."""
+    reader = open_session(folder, settings, tiers)
+    sha256 = source_sha256(sources)
+    return finish_session(reader, to, survey, scaling, settings, plans, written, sources, sha256)
+
+
+class SessionJob:
+    """A session's state in the driver.
+
+    Args:
+        folder: of the source.
+        to: URL of the dataset.
+        settings: of the preparation.
+        tiers: of a split made here.
+        overwrite: whether to make the session again where it was made with other settings.
+        say: is told a line when the session is done, or failed.
+        note: is told what is being done.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        to: str,
+        settings: PrepSettings,
+        tiers: Tiers,
+        overwrite: bool,
+        say: Callable[[str], None],
+        note: Callable[[str], None],
+    ) -> None:
+        self.name = folder.name
+        self.error: FmcortexError | None = None
+        self._folder, self._to, self._settings = str(folder), to, settings
+        self._tiers, self._overwrite = tiers, overwrite
+        self._say, self._note = say, note
+        self._url = storage.join(to, "sessions", self.name)
+        self._wrote = self._reused = 0
+
+    def start(self) -> list[Task]:
+        """Look at the source and at what is at the target.
+
+        Raises:
+            ConfigError: the session is there with other settings, and is not to be overwritten.
+        """
+        manifest = session_manifest(self._to, self.name)
+        self._outdated = False
+        sized = None
+        if manifest is not None:
+            self._outdated = self._check_settings(manifest)
+            if self._settings.check_source == "size":
+                sized = self._stored_sources()
+        self._note(f"{self.name}: looking at the source")
+        arguments = (self._folder, self._settings, self._tiers, sized)
+        return [Task(look, arguments, partial(self._looked, manifest))]
+
+    def _check_settings(self, manifest: SessionManifest) -> bool:
+        mine, theirs = self._settings.content(), manifest.settings
+        changed = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
+        if changed and not self._overwrite:
+            raise ConfigError(
+                f"{self._to}: session {self.name} was prepared with another {', '.join(changed)};"
+                " choose another target, or overwrite"
+            )
+        return bool(changed)
+
+    def _stored_sources(self) -> SourceList | None:
+        with suppress(FmcortexError):
+            url = storage.join(self._url, SOURCES)
+            return SourceList.parse(storage.read_bytes(url), url)
+        return None
+
+    def _looked(self, manifest: SessionManifest | None, found: Look) -> list[Task]:
+        self._sources, trials = found
+        self._sha256 = source_sha256(self._sources)
+        same = manifest is not None and manifest.source_sha256 == self._sha256
+        same = same and manifest is not None and self._tiers in (None, tiers_of(manifest))
+        if manifest is not None and same and not self._outdated and is_whole(self._to, manifest):
+            self._say(f"{self.name}: up to date")
+            return []
+        self._inputs = storage.sha256(
+            json.dumps(
+                [VERSION, self._sha256, self._settings.of_trials(), dict(self._tiers or {})],
+                sort_keys=True,
+            ).encode()
+        )
+        survey = self._stored_survey()
+        if survey is not None:
+            # The moments are the same, but other settings may ask more of them.
+            return self._surveyed(survey)
+        count = -(-trials // PART)
+        self._parts: list[Part | None] = [None] * count
+        self._trials = trials
+        self._note(f"{self.name}: checking {trials} trials")
+        return [
+            Task(
+                survey_task,
+                (self._folder, self._settings, self._tiers, number),
+                partial(self._part, number),
+            )
+            for number in range(count)
+        ]
+
+    def _stored_survey(self) -> Survey | None:
+        """The survey of an earlier run from the same source and settings."""
+        url = storage.join(self._url, SURVEY)
+        if self._settings.silent_neurons == "error" and self._outdated:
+            return None
+        with suppress(DataError):
+            if storage.exists(url):
+                survey = Survey.parse(storage.read_bytes(url), url)
+                return survey if survey.inputs_sha256 == self._inputs else None
+        return None
+
+    def _part(self, number: int, part: Part) -> list[Task]:
+        self._parts[number] = part
+        done = sum(found is not None for found in self._parts)
+        self._note(
+            f"{self.name}: checked {min(done * PART, self._trials)} of {self._trials} trials"
+        )
+        if done < len(self._parts):
+            return []
+        parts, self._parts = self._parts, []
+        arguments = (self._folder, self._to, self._settings, self._tiers, parts, self._inputs)
+        return [Task(join_task, arguments, self._surveyed)]
+
+    def _surveyed(self, survey: Survey) -> list[Task]:
+        forget(self._to, self.name)
+        settings = self._settings
+        self._survey, self._scaling = survey, scaling_of(survey, settings)
+        self._plans = plan_shards(survey, settings)
+        self._written: list[WrittenShard | None] = [None] * len(self._plans)
+        # A shard's task needs of the survey all but its trials.
+        common = survey.model_copy(update={"trials": [], "excluded": []})
+        tasks = []
+        for number, plan in enumerate(self._plans):
+            inputs = shard_inputs(plan, self._scaling, survey.delays, settings, self._sha256)
+            arguments = (self._folder, self._to, settings, self._tiers)
+            arguments += (plan, common, self._scaling, inputs)  # type: ignore[assignment]
+            tasks.append(Task(shard_task, arguments, partial(self._shard, number)))
+        return tasks
+
+    def _shard(self, number: int, result: tuple[WrittenShard, bool]) -> list[Task]:
+        self._written[number], wrote = result
+        self._wrote += wrote
+        self._reused += not wrote
+        done = sum(shard is not None for shard in self._written)
+        self._note(f"{self.name}: shard {done} of {len(self._written)}")
+        if done < len(self._written):
+            return []
+        arguments = (self._folder, self._to, self._settings, self._tiers, self._survey)
+        arguments += (self._scaling, self._plans, self._written, self._sources)  # type: ignore[assignment]
+        return [Task(finish_task, arguments, self._finished)]
+
+    def _finished(self, manifest: SessionManifest) -> list[Task]:
+        left_out = len(manifest.excluded)
+        excluded = f", {left_out} trial{'s' * (left_out > 1)} left out" if left_out else ""
+        reused = f", {self._reused} of {len(self._written)} shards kept" if self._reused else ""
+        self._say(
+            f"{self.name}: {manifest.neurons} neurons, {len(manifest.trials)} training trials"
+            f" ({manifest.train_minutes:.1f} min), {len(manifest.videos)} repeated videos,"
+            f" {session_bytes(manifest) / 1e6:.1f} MB{excluded}{reused}"
+        )
+        return []
+
+    def failed(self, error: FmcortexError) -> None:
+        """Keep the error; of a session that cannot be made, leave nothing but an older version."""
+        self.error = error
+        self._say(f"{self.name}: failed: {error}")
+        if not isinstance(error, StorageError) and session_manifest(self._to, self.name) is None:
+            with suppress(StorageError):
+                storage.remove(self._url)
+
+
+def session_bytes(manifest: SessionManifest) -> int:
+    """Bytes of a session's files but its manifest."""
+    return sum(file.bytes for file in session_files(manifest).values())
+
+
+def session_manifest(to: str, name: str) -> SessionManifest | None:
+    """The manifest of a session at the target; None if there is none or it cannot be parsed."""
+    url = storage.join(to, "sessions", name, MANIFEST)
+    if not storage.exists(url):
+        return None
+    try:
+        return SessionManifest.parse(storage.read_bytes(url), url)
+    except DataError:
+        return None
+
+
+def tiers_of(manifest: SessionManifest) -> dict[str, Tier]:
+    """The tier of each trial of a session, those left out too."""
+    tiers: dict[str, Tier] = {item.trial: item.tier for item in manifest.excluded}
+    tiers |= {trial.key: "train" for trial in manifest.trials}
+    return tiers | {trial.key: v.tier for v in manifest.videos for trial in v.shown}
+
+
+def is_whole(to: str, manifest: SessionManifest) -> bool:
+    """Whether all files of a session, and its movies, are at the target."""
+    sizes = file_sizes(storage.join(to, "sessions", manifest.session))
+    files = session_files(manifest)
+    return all(sizes.get(path) == file.bytes for path, file in files.items()) and all(
+        stored_movie(to, name) == entry for name, entry in manifest.movies.items()
+    )
+
+
+def forget(to: str, name: str) -> None:
+    """Before a session is written anew, take away what says that it is there.
+
+    The dataset's manifest goes first. Other workers may be removing it too.
+    """
+    session = storage.join(to, "sessions", name, MANIFEST)
+    if not storage.exists(session):
+        return
+    for url in (storage.join(to, MANIFEST), session):
+        with suppress(StorageError):
+            storage.remove(url)
+        if storage.exists(url):
+            raise StorageError(f"{url}: cannot remove")
