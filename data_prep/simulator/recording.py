@@ -20,6 +20,21 @@ DISPERSION = 0.5
 
 
 @dataclass(frozen=True)
+class Imaged:
+    """What the microscope tells of one trial of T frames.
+
+    Attributes:
+        responses: at the stimulus frames, float32 [T, U], a.u., not negative.
+        scans: the samples that these are interpolated between, float64 [n, U].
+        times: of the scans, before the neurons' delays: seconds [n] of the session.
+    """
+
+    responses: np.ndarray
+    scans: np.ndarray
+    times: np.ndarray
+
+
+@dataclass(frozen=True)
 class Scanner:
     """A session's microscope: scans per second, and each neuron's delay within a scan [U]."""
 
@@ -44,8 +59,8 @@ def image(
     scanner: Scanner,
     noise: float,
     rng: np.random.Generator,
-) -> np.ndarray:
-    """Deconvolved traces at the stimulus frames of one trial.
+) -> Imaged:
+    """Deconvolved traces at the stimulus frames of one trial, and the scans they come from.
 
     Events are Poisson with gamma-distributed sizes: at noise n the count behind a sample has
     variance over mean n * `DISPERSION`, and with noise 0 the expectation itself is returned.
@@ -58,9 +73,6 @@ def image(
         scanner: of this session.
         noise: factor on the variance.
         rng: its generator.
-
-    Returns:
-        Responses [T, U] float32, not negative.
     """
     frames = len(rates) - 2 * around
     neurons = rates.shape[1]
@@ -76,7 +88,12 @@ def image(
     counts = np.diff(_interpolate(cumulative, times * frame_rate), axis=0) / frame_rate
     activity = _noisy(np.maximum(counts, 0), noise, rng) / period
     wanted = (around + np.arange(frames)[:, None]) / frame_rate
-    return _interpolate(activity, (wanted - first) / period).astype(np.float32)
+    responses = _interpolate(activity, (wanted - first) / period).astype(np.float32)
+    # Those between which the frames of all neurons lie, whatever their delay.
+    base = phase + period * np.arange(1, len(activity) + 1)
+    last = wanted[-1, 0] - scanner.delay.min()
+    needed = (base > wanted[0, 0] - scanner.delay.max() - period) & (base < last + period)
+    return Imaged(responses, activity[needed], origin + base[needed])
 
 
 def _interpolate(values: np.ndarray, position: np.ndarray) -> np.ndarray:

@@ -56,6 +56,8 @@ class Recorded:
         trial: what was shown and when.
         video: [T, H, W] uint8.
         responses: deconvolved activity [T, U], a.u.
+        scans: what it is interpolated between [n, U], and `scan_times`, seconds [n] of the
+            session before the neurons' delays.
         pupil_radius: camera pixels [T], NaN in long gaps.
         pupil_centre: camera pixels [T, 2], NaN in long gaps.
         treadmill: cm/s [T].
@@ -69,6 +71,8 @@ class Recorded:
     pupil_centre: np.ndarray
     treadmill: np.ndarray
     gaze: np.ndarray
+    scans: np.ndarray
+    scan_times: np.ndarray
 
 
 class Session:
@@ -150,7 +154,7 @@ class Session:
         contrast = np.zeros((len(window), *video.shape[1:]), np.float32)
         contrast[around : around + frames] = to_contrast(video)
         rates = self.responder.rates(contrast, self.gaze[window]) * self.gain(window)
-        responses = image(
+        imaged = image(
             rates,
             around,
             trial.start / settings.frame_rate,
@@ -162,11 +166,13 @@ class Session:
         return Recorded(
             trial=trial,
             video=video,
-            responses=responses,
+            responses=imaged.responses,
             pupil_radius=self.pupil_radius[shown].astype(np.float32),
             pupil_centre=self.pupil_centre[shown].astype(np.float32),
             treadmill=self.behaviour.treadmill[shown].astype(np.float32),
             gaze=self.gaze[shown].astype(np.float32),
+            scans=imaged.scans,
+            scan_times=imaged.times,
         )
 
     def _gaps(self) -> list[tuple[int, int]]:

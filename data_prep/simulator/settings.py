@@ -11,7 +11,7 @@ from fmcortex.data.manifest import DOMAINS
 #: The five domains that a model trained on natural movies has never seen.
 OTHER_DOMAINS = tuple(name for name in DOMAINS if name != "natural_movie")
 
-Layout = Literal["sensorium2023", "digital_twin"]
+Layout = Literal["sensorium2023", "digital_twin", "signals"]
 
 
 class SimulationSettings(BaseModel):
@@ -64,6 +64,12 @@ class SimulationSettings(BaseModel):
 
     imaging_rate: tuple[float, float] = Field(
         (6.0, 8.0), description="range that a session's scan rate is drawn from, Hz"
+    )
+    eye_rate: float = Field(
+        20.0, gt=0, description="frames of the eye camera per second, Hz (signals layout)"
+    )
+    treadmill_rate: float = Field(
+        60.0, gt=0, description="samples of the treadmill per second, Hz (signals layout)"
     )
     imaging_planes: int = Field(
         5, ge=1, description="planes of the volume, scanned one after another within a scan period"

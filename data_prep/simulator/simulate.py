@@ -17,6 +17,7 @@ from data_prep.simulator.plan import make_plan
 from data_prep.simulator.sensorium_layout import SensoriumWriter
 from data_prep.simulator.session import Recorded, Session, session_name
 from data_prep.simulator.settings import SimulationSettings
+from data_prep.simulator.signals_layout import SignalsWriter
 from data_prep.simulator.truth import TruthWriter
 from fmcortex import storage
 from fmcortex.errors import ConfigError, DataError, FmcortexError, StorageError
@@ -35,6 +36,7 @@ class Writer(Protocol):
 WRITERS: dict[str, Callable[[Path, Session], Writer]] = {
     "sensorium2023": SensoriumWriter,
     "digital_twin": DigitalTwinWriter,
+    "signals": SignalsWriter,
 }
 
 

@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from data_prep.job import prepare
 from data_prep.simulator import session as session_module
+from data_prep.simulator.session import Session
 from data_prep.simulator.settings import SimulationSettings
 from data_prep.simulator.simulate import simulate
+from fmcortex.data.dataset import open_dataset
+from fmcortex.data.describe import verify
 from fmcortex.data.manifest import DOMAINS
 from fmcortex.errors import ConfigError, DataError
 
@@ -328,3 +332,26 @@ def test_video_files_need_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "movie.mp4").write_bytes(b"")
     with pytest.raises(DataError, match=r"pip install 'fmcortex\[video\]'"):
         simulate(small(videos=(str(tmp_path / "movie.mp4"),)), tmp_path / "out")
+
+
+def test_signals_layout_gives_the_responses_of_the_frames(tmp_path: Path) -> None:
+    """Read with its clocks and interpolated on the fly, it is what the other layouts hold."""
+    settings = small(layout="signals", mice=1, blink_rate=0)
+    [folder] = simulate(settings, tmp_path / "source")
+    prepare(str(tmp_path / "source"), str(tmp_path / "to"))
+    session = open_dataset(str(tmp_path / "to")).session(folder.name)
+    assert session.imaging_delay is not None
+    truth = Session(settings, 0)
+    recorded = {f"trial-{number:04d}": trial for number, trial in enumerate(truth.record())}
+    scale, statistics = session.response_scale(), session.manifest.statistics
+    for number, entry in enumerate(session.manifest.trials):
+        found, expected = session.trial(number), recorded[entry.key]
+        np.testing.assert_array_equal(found.stimulus, expected.video)
+        np.testing.assert_allclose(
+            found.responses * scale, expected.responses, rtol=1e-4, atol=1e-4
+        )
+        speed = found.modulations[:, 1] * statistics.modulation_std[1]
+        speed += statistics.modulation_mean[1]
+        # The encoder samples at 60 Hz: twice a frame, at the frames and between.
+        np.testing.assert_allclose(speed, expected.treadmill, rtol=1e-3, atol=1e-2)
+    assert verify(str(tmp_path / "to")) == []

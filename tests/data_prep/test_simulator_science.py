@@ -248,7 +248,7 @@ def test_imaging_keeps_time_and_activity() -> None:
     for start in np.linspace(0, 1, 40):
         rates = np.zeros((120 + 2 * around, 5))
         rates[around + frame] = 1
-        trace = image(rates, around, start, 30.0, scanner, 0.0, rng())
+        trace = image(rates, around, start, 30.0, scanner, 0.0, rng()).responses
         assert trace.shape == (120, 5)
         centroids.append((trace * np.arange(120)[:, None]).sum(0) / trace.sum(0))
         totals.append(trace.sum(0))
@@ -256,11 +256,11 @@ def test_imaging_keeps_time_and_activity() -> None:
     expected = frame + 0.5 + 0.5 * 30 / 7
     np.testing.assert_allclose(np.mean(centroids, axis=0), expected, atol=0.5)
     np.testing.assert_allclose(np.mean(totals, axis=0), 1, rtol=0.05)
-    flat = image(np.full((100, 5), 2.0), around, 0.3, 30.0, scanner, 0.0, rng())
+    flat = image(np.full((100, 5), 2.0), around, 0.3, 30.0, scanner, 0.0, rng()).responses
     np.testing.assert_allclose(flat, 2, rtol=1e-5)
-    noisy = image(np.full((30000, 5), 2.0), around, 0.3, 30.0, scanner, 1.0, rng())
+    noisy = image(np.full((30000, 5), 2.0), around, 0.3, 30.0, scanner, 1.0, rng()).responses
     np.testing.assert_allclose(noisy.mean(0), 2, rtol=0.06)
-    quieter = image(np.full((30000, 5), 2.0), around, 0.3, 30.0, scanner, 0.25, rng())
+    quieter = image(np.full((30000, 5), 2.0), around, 0.3, 30.0, scanner, 0.25, rng()).responses
     np.testing.assert_allclose(noisy.var(0) / quieter.var(0), 4, rtol=0.25)
 
 
