@@ -8,11 +8,31 @@ from pathlib import Path
 
 import click
 
-from fmcortex.commands import curves, data, plan, publish, submit, training
+from fmcortex.commands import (
+    curves,
+    data,
+    dataset,
+    plan,
+    publish,
+    quality,
+    submit,
+    training,
+)
 from fmcortex.commands.base import cli
 from fmcortex.errors import FmcortexError, Preempted
 
-__all__ = ["cli", "curves", "data", "main", "plan", "publish", "submit", "training"]
+__all__ = [
+    "cli",
+    "curves",
+    "data",
+    "dataset",
+    "main",
+    "plan",
+    "publish",
+    "quality",
+    "submit",
+    "training",
+]
 
 
 def main() -> None:

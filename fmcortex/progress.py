@@ -57,7 +57,7 @@ class Progress:
         self.last = done
         speed = self._speed(done, now)
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, speed=speed, note=note)
+            self._bar.update(self._task, completed=done, total=self.total, speed=speed, note=note)
             return
         if now - self.said < self.every and done < self.total:
             return

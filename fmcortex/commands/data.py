@@ -1,13 +1,13 @@
-"""Commands that make and look into data: simulate, prep, data."""
+"""Commands that make data: simulate, prep."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
 
-from fmcortex.commands.base import CONTEXT, cli, command
-from fmcortex.errors import DataError
+from fmcortex.commands.base import command
 
 
 @command("simulate", "fmcortex simulate recordings --mice 4 --neurons 100 --minutes 8")
@@ -17,7 +17,7 @@ from fmcortex.errors import DataError
 @click.option("--minutes", default=6.0, help="Minutes of training movies of each mouse.")
 @click.option(
     "--layout",
-    type=click.Choice(["sensorium2023", "digital_twin"]),
+    type=click.Choice(["sensorium2023", "digital_twin", "signals"]),
     default="sensorium2023",
     help="File layout of the recordings.",
 )
@@ -56,7 +56,7 @@ def simulate_command(
 @command("prep", "fmcortex prep recordings --to prepared --workers 2")
 @click.argument("source")
 @click.option("--to", required=True, metavar="URL", help="Where the dataset goes (any fsspec URL).")
-@click.option("--workers", default=0, help="Sessions prepared at a time by Ray; 0: no Ray.")
+@click.option("--workers", default=0, help="Ray tasks at a time; 0: no Ray.")
 @click.option("--overwrite", is_flag=True, help="Redo sessions made with other settings.")
 @click.option(
     "--set",
@@ -70,65 +70,29 @@ def prep_command(
 ) -> None:
     """Turn recordings into a prepared dataset of shards.
 
-    SOURCE is a folder of session folders: signals with their timestamps, NWB 2, Sensorium 2023,
-    or the digital-twin layout. The command may be interrupted and run again; what is whole
-    already is left alone.
+    SOURCE is a folder of session folders: signals with their timestamps, NWB 2, Sensorium 2022
+    and 2023, or the digital-twin layout. The command may be interrupted and run again; what is
+    whole already is left alone.
     """
     from data_prep.job import prepare
+    from data_prep.readers.find import find_sessions
     from data_prep.settings import PrepSettings
     from fmcortex.config import validated, with_overrides
+    from fmcortex.progress import Progress
 
     settings = validated(PrepSettings, with_overrides({}, list(overrides)), "prep")
-    manifest = prepare(source, to, settings, workers, click.echo, overwrite)
-    neurons = sum(entry.neurons for entry in manifest.sessions)
-    click.echo(f"{to}: {len(manifest.sessions)} sessions, {neurons} neurons")
-
-
-@cli.group("data", context_settings=CONTEXT)
-def data_group() -> None:
-    """Look into a prepared dataset."""
-
-
-@command("info", "fmcortex data info prepared", data_group)
-@click.argument("url")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def info_command(url: str, as_json: bool) -> None:
-    """Print the sessions of the prepared dataset at URL."""
-    import json
-
-    from fmcortex.data.describe import describe
-
-    found = describe(url)
-    if as_json:
-        click.echo(json.dumps(found, indent=1))
-        return
-    from fmcortex.tables import print_table
-
-    rows = []
-    for s in found["session_details"]:
-        domains = sorted({domain for tier in s["videos"].values() for domain in tier})
-        rows.append(
-            [
-                s["session"],
-                str(s["neurons"]),
-                f"{s['train_minutes']:.1f}",
-                str(s["train_trials"]),
-                ", ".join(domains),
-                f"{s['bytes'] / 1e6:.1f}",
-            ]
+    total = len(find_sessions(source, settings.sessions))
+    with Progress("prep", total, "session", every=5.0, stream=sys.stdout) as bar:
+        manifest = prepare(
+            source,
+            to,
+            settings,
+            workers,
+            bar.say,
+            overwrite,
+            lambda done, _, what: bar.update(done, what),
         )
-    print_table(url, ["session", "neurons", "minutes", "trials", "test domains", "MB"], rows)
-
-
-@command("verify", "fmcortex data verify prepared", data_group)
-@click.argument("url")
-def verify_command(url: str) -> None:
-    """Read every byte of the prepared dataset at URL and check it."""
-    from fmcortex.data.describe import verify
-
-    problems = verify(url)
-    for problem in problems:
-        click.echo(problem, err=True)
-    if problems:
-        raise DataError(f"{url}: {len(problems)} problem(s); run `fmcortex prep` again")
-    click.echo(f"{url}: whole")
+    neurons = sum(entry.neurons for entry in manifest.sessions)
+    click.echo(
+        f"{to}: {len(manifest.sessions)} sessions, {neurons} neurons, {manifest.movies} movies"
+    )
