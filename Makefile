@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
+SWIFT := .venv-swift
 BIN := $(VENV)/bin
 # uv looks for local wheels only where it is told to; pip's own setting serves both.
 export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
@@ -24,12 +25,16 @@ test-slow: setup
 test-exhaustive: setup
 	$(PYTEST) -m exhaustive
 
-# Real SLURM and kubectl; installs them where it may.
-test-system: setup
+# Real SLURM, kubectl and object store; installs them where it may.
+test-system: setup $(SWIFT)/.ready
 	@if ! command -v slurmctld >/dev/null || ! command -v munged >/dev/null; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge; \
 	  else echo "make test-system: install slurm-wlm and munge first" >&2; exit 1; fi; fi
+	@if ! command -v memcached >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends memcached; \
+	  else echo "make test-system: install memcached first" >&2; exit 1; fi; fi
 	$(PYTEST) -m system
 
 lint: setup
@@ -44,6 +49,12 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python \
 	  --constraint constraints.txt --editable ".[dev,kubernetes,s3]"
+	touch $@
+
+# OpenStack Swift, a server of the S3 protocol, in an environment of its own.
+$(SWIFT)/.ready: | $(VENV)/.ready
+	test -x $(SWIFT)/bin/python || $(PYTHON) -m venv $(SWIFT)
+	$(BIN)/uv pip install --quiet --python $(SWIFT)/bin/python swift==2.38.3
 	touch $@
 
 # The versions that the tests last passed with.
