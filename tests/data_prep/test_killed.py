@@ -1,0 +1,90 @@
+"""The job killed at any moment, and run again: the dataset of an undisturbed run, to the byte."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from data_prep.simulator.settings import SimulationSettings
+from data_prep.simulator.simulate import simulate
+from fmcortex.data.describe import verify
+
+#: Forks a process for every run: what it imports is imported once.
+KILLER = """
+    import hashlib, os, random, signal, sys, time
+    from pathlib import Path
+    from data_prep.job import prepare
+    from data_prep.settings import PrepSettings
+
+    source, folder, split = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    settings = PrepSettings(trials_per_shard=3, split=split)
+
+    def start(to):
+        process = os.fork()
+        if process == 0:
+            code = 1
+            try:
+                prepare(source, str(to), settings)
+                code = 0
+            finally:
+                os._exit(code)
+        return process
+
+    def tree(to):
+        return {
+            path.relative_to(to).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(to.rglob("*")) if path.is_file()
+        }
+
+    whole = folder / "whole"
+    began = time.monotonic()
+    assert os.waitpid(start(whole), 0)[1] == 0
+    took = time.monotonic() - began
+    expected = tree(whole)
+    moments = random.Random(5)
+    unfinished = 0
+    for number in range(10):
+        to = folder / f"killed-{number}"
+        process = start(to)
+        time.sleep(moments.uniform(0.03, 0.97) * took)
+        os.kill(process, signal.SIGKILL)
+        unfinished += os.waitpid(process, 0)[1] == signal.SIGKILL
+        before = set(tree(to)) if to.exists() else set()
+        assert os.waitpid(start(to), 0)[1] == 0
+        assert tree(to) == expected, (number, set(tree(to)) ^ set(expected))
+        print(number, len(before), len(expected), flush=True)
+    print("killed", unfinished, flush=True)
+"""
+
+
+@pytest.mark.parametrize("split", ["source", pytest.param("made", marks=pytest.mark.slow)])
+def test_killed_at_ten_random_moments(tmp_path: Path, split: str) -> None:
+    settings = SimulationSettings(
+        mice=2,
+        neurons=5,
+        minutes=0.3,
+        trial_seconds=2,
+        height=18,
+        width=32,
+        test_repeats=3,
+        validation_repeats=2,
+        domains=("drifting_gabor",),
+        layout="signals" if split == "source" else "sensorium2023",
+    )
+    simulate(settings, tmp_path / "source")
+    command = [sys.executable, "-c", textwrap.dedent(KILLER)]
+    command += [str(tmp_path / "source"), str(tmp_path / "to"), split]
+    (tmp_path / "to").mkdir()
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    lines = ran.stdout.split("\n")
+    left = [int(line.split()[1]) for line in lines if line[:1].isdigit()]
+    assert len(left) == 10
+    assert len(set(left)) > 4  # moments that differ
+    killed = int(next(line for line in lines if line.startswith("killed")).split()[1])
+    assert killed >= 6
+    assert verify(str(tmp_path / "to" / "killed-3")) == []
