@@ -1,0 +1,235 @@
+"""Bytes stored, and windows read a second: the prepared dataset against what people use today.
+
+    python benchmarks/data_loading.py
+    python benchmarks/data_loading.py --remote s3://bucket/folder    # AWS_ENDPOINT_URL, AWS_...
+
+Writes a recording of the size of a real session, prepares it, writes it in the other forms, and
+reads the same random windows from each, in turns, so that all suffer the same noise of the
+machine. With `--remote` all forms are copied there and read from there. mosaicml-streaming is
+measured where it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import loaders
+import numpy as np
+from loaders import Read
+from recordings import Size, write_recording
+
+from data_prep.job import prepare
+from fmcortex import storage
+from fmcortex.data.dataset import open_dataset
+from fmcortex.data.plan import Clip, Draw
+from fmcortex.progress import Progress
+from fmcortex.tables import print_table
+
+WINDOW, BATCH = 70, 4
+
+
+@dataclass
+class Way:
+    """A way of reading: `make` opens it anew, as in a fresh run."""
+
+    name: str
+    make: Callable[[], Read]
+    rates: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+
+
+def draws(trials: int, frames: int, count: int, seed: int) -> list[Draw]:
+    """Random micro-batches of windows."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for step in range(count):
+        clips = tuple(
+            Clip(int(generator.integers(trials)), int(generator.integers(frames - WINDOW + 1)))
+            for _ in range(BATCH)
+        )
+        found.append(Draw(0, step, "mouse01-1-1", clips, 0, 0))
+    return found
+
+
+def speed(read: Read, work: list[Draw], threads: int) -> float:
+    """Windows a second, read ahead on so many threads as the training loader does."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in pool.map(lambda draw: read(draw, WINDOW), work):
+            assert batch[0].shape[0] == BATCH
+    return len(work) * BATCH / (time.perf_counter() - began)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def copy_to(folder: Path, url: str) -> None:
+    """Copy a folder to a URL."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    with ThreadPoolExecutor(4) as pool:
+        list(
+            pool.map(
+                lambda p: storage.write_bytes(
+                    storage.join(url, p.relative_to(folder).as_posix()), p.read_bytes()
+                ),
+                files,
+            )
+        )
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--neurons", type=int, default=8000)
+    parser.add_argument("--trials", type=int, default=36)
+    parser.add_argument("--height", type=int, default=144)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--batches", type=int, default=24, help="of 4 windows, a turn")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--remote", help="URL of a folder to copy to and read from")
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="fmcortex-"))
+    try:
+        size = Size(
+            arguments.neurons,
+            arguments.trials,
+            height=arguments.height,
+            width=arguments.width,
+        )
+        run(folder, size, arguments)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run(folder: Path, size: Size, arguments: argparse.Namespace) -> None:
+    """Make all forms, measure their bytes, then the speeds."""
+    source = write_recording(folder / "source", size)
+    began, before = time.perf_counter(), time.process_time()
+    prepare(str(source), str(folder / "ours"))
+    wall, core = time.perf_counter() - began, time.process_time() - before
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"prep: {size.seconds / 60:.1f} recorded minutes of {size.neurons} neurons, "
+        f"{size.height} x {size.width} pixels, in {wall:.1f} s ({core:.1f} s of a core): "
+        f"{size.seconds / core:.1f} recorded minutes a core-minute; peak memory {peak:.2f} GiB"
+    )
+    session = open_dataset(str(folder / "ours")).session("mouse01-1-1")
+    loaders.write_npy(session, folder / "npy-float32", floats=True)
+    loaders.write_npy(session, folder / "npy-uint8", floats=False)
+    loaders.write_zarr(session, str(folder / "zarr"))
+    forms = {
+        "fmcortex": "ours",
+        ".npy a trial, float32 (Sensorium 2023)": "npy-float32",
+        ".npy a trial, uint8 video": "npy-uint8",
+        "zarr": "zarr",
+    }
+    if importlib.util.find_spec("streaming") is not None:
+        loaders.write_mds(session, folder / "mds")
+        forms["mosaicml-streaming"] = "mds"
+    print_bytes(folder, forms, size)
+    if arguments.remote:
+        for form in forms.values():
+            copy_to(folder / form, storage.join(arguments.remote, form))
+    base = arguments.remote or str(folder)
+    ways = ways_of(base, folder, list(forms.values()), bool(arguments.remote))
+    check(ways, size)
+    measure(ways, size, arguments)
+    where = (arguments.remote and "from the object store") or "from local disk"
+    mine = np.median(ways[0].rates)
+    rows = []
+    for way in ways:
+        rate = float(np.median(way.rates))
+        spread = f"{min(way.rates):.0f}-{max(way.rates):.0f}"
+        rows.append([way.name, f"{np.median(way.first):.1f}", f"{rate:.1f}", spread])
+        rows[-1].append(f"{mine / rate:.2f}")
+    title = f"Windows of {WINDOW} frames a second {where}, {arguments.threads} threads"
+    print_table(title, ["way", "first epoch", "later", "range", "fmcortex / it"], rows)
+
+
+def print_bytes(folder: Path, forms: dict[str, str], size: Size) -> None:
+    """The bytes of each form, in all and a recorded hour and neuron."""
+    rows = []
+    plain = size_of(folder / "npy-float32")
+    hours = size.seconds / 3600 * size.neurons
+    for name, form in forms.items():
+        total = size_of(folder / form)
+        movies = size_of(folder / "ours" / "movies")
+        videos = movies if form == "ours" else size_of(folder / form / "stimulus")
+        responses = total - videos
+        known = form != "mds"
+        rows.append(
+            [
+                name,
+                f"{total / 1e6:.0f}",
+                f"{videos / 1e6:.0f}" if known else "-",
+                f"{responses / 1e6:.0f}" if known else "-",
+                f"{total / hours / 1e3:.1f}",
+                f"{total / plain:.3f}",
+            ]
+        )
+    columns = ["form", "MB", "videos MB", "rest MB", "kB a neuron-hour", "of Sensorium's .npy"]
+    print_table("Bytes stored", columns, rows)
+
+
+def ways_of(base: str, folder: Path, forms: list[str], remote: bool) -> list[Way]:
+    """Every way to read, ours first."""
+
+    def at(form: str) -> str:
+        return storage.join(base, form)
+
+    count = iter(range(10**6))
+
+    def fresh() -> Path:
+        return folder / "caches" / str(next(count))
+
+    session = open_dataset(str(folder / "ours")).session("mouse01-1-1")
+    ways = [Way("fmcortex", lambda: loaders.ours(at("ours"), fresh(), True)[1])]
+    ways.append(
+        Way("fmcortex, nothing kept", lambda: loaders.ours(at("ours"), fresh(), False, 0)[1])
+    )
+    ways.append(Way(".npy a trial, float32", lambda: loaders.npy(at("npy-float32"), True)))
+    ways.append(Way(".npy a trial, uint8 video", lambda: loaders.npy(at("npy-uint8"), False)))
+    if "mds" in forms:
+        ways.append(Way("mosaicml-streaming", lambda: loaders.mds(at("mds"), fresh())))
+    ways.append(Way("zarr", lambda: loaders.plain_zarr(at("zarr"), session)))
+    return ways
+
+
+def check(ways: list[Way], size: Size) -> None:
+    """All ways give the same values."""
+    [draw] = draws(size.trials, size.frames, 1, seed=99)
+    expected = ways[0].make()(draw, WINDOW)
+    for way in ways[1:]:
+        found = way.make()(draw, WINDOW)
+        for ours, theirs in zip(expected, found, strict=True):
+            np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def measure(ways: list[Way], size: Size, arguments: argparse.Namespace) -> None:
+    """Turns of all ways, each opened anew: an epoch of windows, and another of new ones."""
+    total = arguments.turns * len(ways)
+    with Progress("read", total, "turn", every=20) as bar:
+        for turn in range(arguments.turns):
+            for number, way in enumerate(ways):
+                read = way.make()
+                for epoch, rates in enumerate((way.first, way.rates)):
+                    seed = 2 * turn + epoch
+                    work = draws(size.trials, size.frames, arguments.batches, seed)
+                    rates.append(speed(read, work, arguments.threads))
+                bar.update(turn * len(ways) + number + 1, f"{way.name}: {rates[-1]:.0f} windows/s")
+
+
+if __name__ == "__main__":
+    main()
