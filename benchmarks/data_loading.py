@@ -5,14 +5,19 @@
 
 Writes a recording of the size of a real session, prepares it, writes it in the other forms, and
 reads the same random windows from each, in turns, so that all suffer the same noise of the
-machine. With `--remote` all forms are copied there and read from there. mosaicml-streaming is
-measured where it is installed.
+machine. The first windows of a turn are read after the files were dropped from the page cache, as
+of a dataset that is larger than memory, the later ones from it. With `--remote` all forms are
+copied there and read from there; what a way keeps on the local disk is then there for the later
+ones. mosaicml-streaming is measured where it is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import importlib.util
+import os
 import resource
 import shutil
 import tempfile
@@ -45,6 +50,7 @@ class Way:
     make: Callable[[], Read]
     rates: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
 
 
 def draws(trials: int, frames: int, count: int, seed: int) -> list[Draw]:
@@ -72,6 +78,32 @@ def speed(read: Read, work: list[Draw], threads: int) -> float:
 def size_of(folder: Path) -> int:
     """Bytes of all files."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def resident(name: str) -> float:
+    """MB of `VmRSS`, the memory of this process now, or `VmHWM`, the most since `forget_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+
+def forget_peak() -> float:
+    """Start a new peak; the memory of this process in MB."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed would not count when used again
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def drop(folder: Path) -> None:
+    """Drop all files below from the page cache."""
+    os.sync()  # pages that are not yet written would stay
+    for path in folder.rglob("*"):
+        if path.is_file():
+            file = os.open(path, os.O_RDONLY)
+            try:
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(file)
 
 
 def copy_to(folder: Path, url: str) -> None:
@@ -145,17 +177,21 @@ def run(folder: Path, size: Size, arguments: argparse.Namespace) -> None:
     base = arguments.remote or str(folder)
     ways = ways_of(base, folder, list(forms.values()), bool(arguments.remote))
     check(ways, size)
-    measure(ways, size, arguments)
+    measure(ways, size, folder, arguments)
     where = (arguments.remote and "from the object store") or "from local disk"
-    mine = np.median(ways[0].rates)
     rows = []
     for way in ways:
-        rate = float(np.median(way.rates))
-        spread = f"{min(way.rates):.0f}-{max(way.rates):.0f}"
-        rows.append([way.name, f"{np.median(way.first):.1f}", f"{rate:.1f}", spread])
-        rows[-1].append(f"{mine / rate:.2f}")
+        rows.append([way.name])
+        for rates, mine in ((way.first, ways[0].first), (way.rates, ways[0].rates)):
+            # Ratios turn by turn: both suffered the same.
+            ratio = np.median([a / b for a, b in zip(mine, rates, strict=True)])
+            spread = f"{min(rates):.0f}-{max(rates):.0f}"
+            rows[-1] += [f"{np.median(rates):.1f}", spread, f"{ratio:.2f}"]
+        rows[-1].append(f"{max(way.memory):.0f}")
+    first, later = ("first", "kept") if arguments.remote else ("cold", "in page cache")
     title = f"Windows of {WINDOW} frames a second {where}, {arguments.threads} threads"
-    print_table(title, ["way", "first epoch", "later", "range", "fmcortex / it"], rows)
+    columns = ["way", first, "range", "fmcortex / it", later, "range", "fmcortex / it", "peak MB"]
+    print_table(title, columns, rows)
 
 
 def print_bytes(folder: Path, forms: dict[str, str], size: Size) -> None:
@@ -217,17 +253,22 @@ def check(ways: list[Way], size: Size) -> None:
             np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-6)
 
 
-def measure(ways: list[Way], size: Size, arguments: argparse.Namespace) -> None:
-    """Turns of all ways, each opened anew: an epoch of windows, and another of new ones."""
+def measure(ways: list[Way], size: Size, folder: Path, arguments: argparse.Namespace) -> None:
+    """Turns of all ways, each opened anew: windows read cold, then others of the same trials."""
     total = arguments.turns * len(ways)
     with Progress("read", total, "turn", every=20) as bar:
         for turn in range(arguments.turns):
             for number, way in enumerate(ways):
+                before = forget_peak()
                 read = way.make()
+                if not arguments.remote:
+                    drop(folder)
                 for epoch, rates in enumerate((way.first, way.rates)):
                     seed = 2 * turn + epoch
                     work = draws(size.trials, size.frames, arguments.batches, seed)
                     rates.append(speed(read, work, arguments.threads))
+                way.memory.append(resident("VmHWM") - before)
+                del read
                 bar.update(turn * len(ways) + number + 1, f"{way.name}: {rates[-1]:.0f} windows/s")
 
 
