@@ -1,0 +1,79 @@
+"""The commands that look into a prepared dataset."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from fmcortex.cli import cli
+from fmcortex.errors import DataError
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(cli, ["data", *words])
+
+
+def test_ls(prepared: str, tmp_path: Path) -> None:
+    out = run("ls", prepared)
+    assert out.exit_code == 0
+    for word in ("mouse01-1-1", "mouse03-1-1", "train-00000.tar", "test-00000.tar"):
+        assert word in out.output
+    parent = str(Path(prepared).parent)
+    assert run("ls", parent).output.split() == [prepared]
+    assert "no prepared dataset here" in str(run("ls", str(tmp_path)).exception)
+
+
+def test_info(prepared: str) -> None:
+    out = run("info", prepared)
+    assert "mouse02-1-1" in out.output
+    assert "distinct movies" in out.output
+    assert json.loads(run("info", prepared, "--json").output)["sessions"] == 3
+
+
+def test_peek(prepared: str, tmp_path: Path) -> None:
+    figure = tmp_path / "trial.png"
+    words = ("peek", prepared, "--session", "mouse02-1-1", "--trial", "1", "--figure", str(figure))
+    out = run(*words)
+    assert out.exit_code == 0, out.exception
+    for word in ("mouse02-1-1", "stimulus", "responses", "x 12"):
+        assert word in out.output
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    for words, message in (
+        (("--trial", "999"), "has training trials 0 to"),
+        (("--session", "nobody"), "no session 'nobody'"),
+    ):
+        with pytest.raises(DataError, match=message):
+            raise run("peek", prepared, *words).exception  # type: ignore[misc]
+
+
+def test_verify_names_what_is_damaged(prepared: str, tmp_path: Path) -> None:
+    assert "whole" in run("verify", prepared).output
+    copy = Path(shutil.copytree(prepared, tmp_path / "data"))
+    shard = copy / "sessions" / "mouse01-1-1" / "train-00000.tar"
+    content = bytearray(shard.read_bytes())
+    content[-700] ^= 1
+    shard.write_bytes(content)
+    out = run("verify", str(copy))
+    assert out.exit_code != 0
+    assert f"{shard}: file differs from its SHA-256" in out.output
+    assert "1 problem(s)" in str(out.exception)
+
+
+def test_leaks_are_told_with_their_sessions(prepared: str) -> None:
+    out = run("leaks", prepared)
+    assert out.exit_code == 0
+    assert "no leaks" in out.output
+    assert json.loads(run("leaks", prepared, "--json").output) == []
+
+
+def test_plan(tmp_path: Path) -> None:
+    table = tmp_path / "sessions.csv"
+    table.write_text("session,neurons,minutes,scan_hz\na-1,7000,60,6\nb-2,8000,90,6.3\n")
+    out = run("plan", str(table), "--cores", "4")
+    assert "2 sessions" in out.output
+    assert "15000" in out.output
+    assert len(json.loads(run("plan", str(table), "--json").output)) == 2
