@@ -157,7 +157,7 @@ def pairs() -> list[pytest.ParameterSet]:
     for i, name in enumerate(RECIPES):
         for j, layout in enumerate(LAYOUTS):
             stage = (i // 2 + j // 2) % 4
-            mark = pytest.mark.slow if (i + j) % 4 == 1 else pytest.mark.exhaustive
+            mark = pytest.mark.slow if (i + j) % 8 == 1 else pytest.mark.exhaustive
             found.append(pytest.param(name, layout, stage, marks=mark))
     return found
 
