@@ -58,7 +58,16 @@ def same_bits(one: list[dict[str, torch.Tensor]], two: list[dict[str, torch.Tens
 
 @pytest.mark.parametrize(
     "moment",
-    [pytest.param(m, marks=[] if m in FEW else [pytest.mark.slow]) for m in MOMENTS],
+    [
+        pytest.param(
+            m,
+            # Every other of the rest, so that CI keeps to its time.
+            marks=[]
+            if m in FEW
+            else [pytest.mark.slow if number % 2 == 0 else pytest.mark.exhaustive],
+        )
+        for number, m in enumerate(MOMENTS)
+    ],
 )
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     run: RunConfig, tmp_path: Path, moment: str
