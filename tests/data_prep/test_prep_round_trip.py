@@ -126,6 +126,49 @@ def test_digital_twin(twin, tmp_path):
     assert verify(to) == []
 
 
+@pytest.mark.parametrize("frame", [0, 5, 8])
+@pytest.mark.parametrize("layout", ["sensorium2023", "digital_twin"])
+def test_impulses_stay_on_their_frame(request, tmp_path, layout, frame):
+    """One bright frame, and a jump of one neuron, of the pupil and of the treadmill at it."""
+    twin = layout == "digital_twin"
+    recording = request.getfixturevalue("twin" if twin else "sensorium")()
+    columns = ("stimuli", "units", "perspectives", "modulations")
+    if not twin:
+        columns = ("data/videos", "data/responses", "data/pupil_center", "data/behavior")
+    frames = len(recording.trials["0"]["stimulus"])
+
+    def impulse(index):
+        def change(values):
+            # A view with time first; what is padding stays so.
+            view = values if twin else np.moveaxis(values, -1, 0)
+            view[:frames] = 1
+            view[(frame, *index)] = 200
+            return values
+
+        return change
+
+    for column, index in zip(columns, [(), (2,), (1,), (1,)], strict=True):
+        recording.rewrite(f"{column}/0.npy", impulse(index))
+    prepare(str(recording.folder), str(tmp_path / "to"))
+    session = open_dataset(str(tmp_path / "to")).session(recording.folder.name)
+    assert session.manifest.trials[0].key == "0"
+
+    other = 1 if frame == 0 else 0
+    whole = session.trial(0)
+    names = {"stimulus": None, "responses": 2, "perspectives": 1, "modulations": 1}
+    for start in range(frames):
+        for count in range(1, frames - start + 1):
+            found = session.window(0, start, count) if count < frames else whole
+            expected = [frame - start] if start <= frame < start + count else []
+            for name, channel in names.items():
+                same = getattr(found, name) == getattr(whole, name)[other]
+                moved = ~same.reshape(count, -1)
+                assert np.flatnonzero(moved.any(axis=1)).tolist() == expected, (name, start)
+                if channel is not None:
+                    assert not np.delete(moved, channel, axis=1).any(), name
+    assert whole.stimulus[frame].min() == 200
+
+
 def test_normalisation_and_size(sensorium, tmp_path):
     recording = sensorium()
     settings = PrepSettings(response_normalisation="std", height=3, width=4)
