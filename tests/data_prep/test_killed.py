@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
 import subprocess
 import sys
 import textwrap
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
+from data_prep.job import prepare
+from data_prep.settings import PrepSettings
 from data_prep.simulator.settings import SimulationSettings
 from data_prep.simulator.simulate import simulate
 from fmcortex.data.describe import verify
@@ -88,3 +96,63 @@ def test_killed_at_ten_random_moments(tmp_path: Path, split: str) -> None:
     killed = int(next(line for line in lines if line.startswith("killed")).split()[1])
     assert killed >= 6
     assert verify(str(tmp_path / "to" / "killed-3")) == []
+
+
+ON_RAY = """
+    import sys
+    from data_prep.job import prepare
+    from data_prep.settings import PrepSettings
+
+    prepare(sys.argv[1], sys.argv[2], PrepSettings(trials_per_shard=3), workers=2)
+"""
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.slow
+def test_killed_with_its_ray_workers_at_work(tmp_path: Path) -> None:
+    """Workers outlive the driver for a while, and may write while the next run does."""
+    settings = SimulationSettings(
+        mice=2, neurons=5, minutes=0.5, trial_seconds=2, height=18, width=32, layout="digital_twin"
+    )
+    source, moments = tmp_path / "source", random.Random(3)
+    simulate(settings, source)
+    prepare(str(source), str(tmp_path / "whole"), PrepSettings(trials_per_shard=3))
+    expected = tree(tmp_path / "whole")
+    # From the first files on to nearly all of them.
+    for number, part in enumerate((0.05, moments.uniform(0.1, 0.5), moments.uniform(0.5, 0.9))):
+        to = tmp_path / f"killed-{number}"
+        command = [sys.executable, "-c", textwrap.dedent(ON_RAY), str(source), str(to)]
+        driver = subprocess.Popen(command, start_new_session=True)
+        left: list[psutil.Process] = []
+        try:
+            deadline = time.monotonic() + 60
+            while sum(path.is_file() for path in to.rglob("*")) < part * len(expected):
+                assert driver.poll() is None, "ended before it was killed"
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            left = psutil.Process(driver.pid).children(recursive=True)
+            assert any("raylet" in process.name() for process in left)
+            os.killpg(driver.pid, signal.SIGKILL)
+            assert driver.wait() == -signal.SIGKILL
+            assert not (to / "manifest.json").exists()
+            prepare(str(source), str(to), PrepSettings(trials_per_shard=3))
+            assert tree(to) == expected
+            assert verify(str(to)) == []
+        finally:
+            if driver.poll() is None:
+                left = psutil.Process(driver.pid).children(recursive=True)
+                os.killpg(driver.pid, signal.SIGKILL)
+                driver.wait()
+            for process in left:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        assert not psutil.wait_procs(left, timeout=20)[1]
+        # What they did to the end changed nothing either.
+        assert tree(to) == expected
