@@ -77,3 +77,23 @@ def test_plan(tmp_path: Path) -> None:
     assert "2 sessions" in out.output
     assert "15000" in out.output
     assert len(json.loads(run("plan", str(table), "--json").output)) == 2
+
+
+def test_quality(prepared: str, tmp_path: Path) -> None:
+    to = tmp_path / "quality"
+    out = run("quality", prepared, "--to", str(to), "--session", "mouse02-1-1")
+    assert out.exit_code == 0, out.exception
+    assert f"wrote {to}/index.html" in out.output
+    assert sorted(path.name for path in to.glob("*.html")) == ["index.html", "mouse02-1-1.html"]
+    assert "mouse02-1-1" in (to / "quality.json").read_text()
+    out = run("quality", prepared, "--to", str(to), "--session", "nobody")
+    assert isinstance(out.exception, DataError)
+    assert "no session 'nobody'" in str(out.exception)
+
+
+def test_what_has_no_dataset_is_told_in_one_line(tmp_path: Path) -> None:
+    for words in (["ls"], ["info"], ["verify"], ["peek"], ["leaks"], ["quality", "--to", "x"]):
+        out = run(*words, str(tmp_path))
+        assert isinstance(out.exception, DataError), words
+        assert str(tmp_path) in str(out.exception)
+        assert "\n" not in str(out.exception)
