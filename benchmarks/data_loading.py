@@ -7,7 +7,7 @@ Writes a recording of the size of a real session, prepares it, writes it in the 
 reads the same random windows from each, in turns, so that all suffer the same noise of the
 machine. The first windows of a turn are read after the files were dropped from the page cache, as
 of a dataset that is larger than memory, the later ones from it. With `--remote` all forms are
-copied there and read from there; what a way keeps on the local disk is then there for the later
+then copied there and read from there; what a way keeps on the local disk is there for the later
 ones. mosaicml-streaming is measured where it is installed.
 """
 
@@ -174,11 +174,16 @@ def run(folder: Path, size: Size, arguments: argparse.Namespace) -> None:
     if arguments.remote:
         for form in forms.values():
             copy_to(folder / form, storage.join(arguments.remote, form))
-    base = arguments.remote or str(folder)
-    ways = ways_of(base, folder, list(forms.values()), bool(arguments.remote))
-    check(ways, size)
-    measure(ways, size, folder, arguments)
-    where = (arguments.remote and "from the object store") or "from local disk"
+    for base in (str(folder), *filter(None, [arguments.remote])):
+        ways = ways_of(base, folder, list(forms.values()))
+        check(ways, size)
+        remote = not storage.is_local(base)
+        measure(ways, size, None if remote else folder, arguments)
+        print_speeds(ways, remote, arguments.threads)
+
+
+def print_speeds(ways: list[Way], remote: bool, threads: int) -> None:
+    """Windows a second of each way, and how many times as many are ours."""
     rows = []
     for way in ways:
         rows.append([way.name])
@@ -188,8 +193,9 @@ def run(folder: Path, size: Size, arguments: argparse.Namespace) -> None:
             spread = f"{min(rates):.0f}-{max(rates):.0f}"
             rows[-1] += [f"{np.median(rates):.1f}", spread, f"{ratio:.2f}"]
         rows[-1].append(f"{max(way.memory):.0f}")
-    first, later = ("first", "kept") if arguments.remote else ("cold", "in page cache")
-    title = f"Windows of {WINDOW} frames a second {where}, {arguments.threads} threads"
+    first, later = ("first", "kept") if remote else ("cold", "in page cache")
+    where = "the object store" if remote else "local disk"
+    title = f"Windows of {WINDOW} frames a second from {where}, {threads} threads"
     columns = ["way", first, "range", "fmcortex / it", later, "range", "fmcortex / it", "peak MB"]
     print_table(title, columns, rows)
 
@@ -219,16 +225,14 @@ def print_bytes(folder: Path, forms: dict[str, str], size: Size) -> None:
     print_table("Bytes stored", columns, rows)
 
 
-def ways_of(base: str, folder: Path, forms: list[str], remote: bool) -> list[Way]:
+def ways_of(base: str, folder: Path, forms: list[str]) -> list[Way]:
     """Every way to read, ours first."""
 
     def at(form: str) -> str:
         return storage.join(base, form)
 
-    count = iter(range(10**6))
-
     def fresh() -> Path:
-        return folder / "caches" / str(next(count))
+        return Path(tempfile.mkdtemp(dir=folder))
 
     session = open_dataset(str(folder / "ours")).session("mouse01-1-1")
     ways = [Way("fmcortex", lambda: loaders.ours(at("ours"), fresh(), True)[1])]
@@ -253,16 +257,23 @@ def check(ways: list[Way], size: Size) -> None:
             np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-6)
 
 
-def measure(ways: list[Way], size: Size, folder: Path, arguments: argparse.Namespace) -> None:
-    """Turns of all ways, each opened anew: windows read cold, then others of the same trials."""
+def measure(ways: list[Way], size: Size, cold: Path | None, arguments: argparse.Namespace) -> None:
+    """Turns of all ways, each opened anew: windows read cold, then others of the same trials.
+
+    Args:
+        ways: to read.
+        size: of the recording.
+        cold: folder of files to drop from the page cache first.
+        arguments: of the command line.
+    """
     total = arguments.turns * len(ways)
     with Progress("read", total, "turn", every=20) as bar:
         for turn in range(arguments.turns):
             for number, way in enumerate(ways):
                 before = forget_peak()
                 read = way.make()
-                if not arguments.remote:
-                    drop(folder)
+                if cold is not None:
+                    drop(cold)
                 for epoch, rates in enumerate((way.first, way.rates)):
                     seed = 2 * turn + epoch
                     work = draws(size.trials, size.frames, arguments.batches, seed)

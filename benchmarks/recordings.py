@@ -15,6 +15,7 @@ import numpy as np
 
 from data_prep.simulator.arrays import save
 from data_prep.simulator.movies import natural_movie
+from data_prep.simulator.signals_layout import description
 
 FRAME_RATE = 30.0
 SCAN_RATE = 6.3
@@ -89,19 +90,7 @@ def write_recording(
     )
     with open(session / "trials.csv", "w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([["trial", "tier", "domain", "video", "start"], *rows])
-    description = {
-        "layout": "signals",
-        "version": 1,
-        "frame_rate": FRAME_RATE,
-        "signals": {
-            "responses": {},
-            "pupil": {"channels": ["pupil_x", "pupil_y", "pupil_radius"]},
-            "treadmill": {"channels": ["treadmill_speed"]},
-        },
-        "perspectives": ["pupil_x", "pupil_y"],
-        "modulations": ["pupil_radius", "treadmill_speed"],
-    }
-    (session / "session.json").write_text(json.dumps(description))
+    (session / "session.json").write_text(json.dumps(description(FRAME_RATE)))
     return session
 
 

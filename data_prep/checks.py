@@ -7,8 +7,10 @@ import re
 import numpy as np
 
 from data_prep.readers.protocol import RawTrial, SessionInfo, Signal, TrialRef
-from data_prep.resampling import Moments
 from fmcortex.errors import DataError
+
+#: Columns of the neuron table that the preparation writes itself.
+RESERVED = ("response_scale", "imaging_delay")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -70,8 +72,9 @@ def check_neurons(table: dict[str, np.ndarray], info: SessionInfo) -> None:
         raise DataError(f"{info.source}: unit id {ids[counts > 1][0]} occurs more than once")
     for name in table:
         check_name(name, f"{info.source}: column of the neuron table")
-    if "response_scale" in table:
-        raise DataError(f"{info.source}: the neuron table's column response_scale is reserved")
+    for name in RESERVED:
+        if name in table:
+            raise DataError(f"{info.source}: the neuron table's column {name} is reserved")
 
 
 def check_trial(raw: RawTrial, info: SessionInfo, pixels: tuple[int, int] | None) -> None:
@@ -151,21 +154,21 @@ def missing_neurons(responses: np.ndarray, source: str, info: SessionInfo) -> in
     return int(whole.sum())
 
 
-def check_responding(responses: Moments, info: SessionInfo, divide_by: str) -> None:
+def check_responding(values: np.ndarray, source: str, divide_by: str) -> None:
     """Check that the responses of every neuron can be normalised.
 
     Args:
-        responses: moments over the training trials.
-        info: the session.
+        values: [U], what they are divided by, over the training trials.
+        source: the session's folder, for messages.
         divide_by: "mean" or "std".
 
     Raises:
         DataError: naming the first neuron whose mean, or standard deviation, is not positive.
     """
-    silent = ~(getattr(responses, divide_by) > 0)
+    silent = ~(values > 0)
     if silent.any():
         raise DataError(
-            f"{info.source}: neuron {int(np.argmax(silent))} has no response in training"
-            f" ({int(silent.sum())} such of {info.neurons}; {divide_by} not above zero);"
+            f"{source}: neuron {int(np.argmax(silent))} has no response in training"
+            f" ({int(silent.sum())} such of {len(values)}; {divide_by} not above zero);"
             " silent_neurons=keep keeps them unscaled"
         )

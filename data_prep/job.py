@@ -155,11 +155,10 @@ def write_manifest(to: str) -> DatasetManifest:
 
 
 def _remove_leftovers(to: str) -> None:
-    """Remove the temporary files that killed runs on this machine left among the movies."""
-    root = storage.join(to, "movies")
-    if not storage.is_local(root):
+    """Remove the temporary files that killed runs on this machine left."""
+    if not storage.is_local(to):
         return
-    fs, path = storage.filesystem(root)
+    fs, path = storage.filesystem(to)
     for found in fs.find(path):
         if found.endswith(".tmp") and not storage.being_written(found):
             with suppress(StorageError):

@@ -30,7 +30,7 @@ from data_prep.shard_writer import (
     whole_shard,
     write_shard,
 )
-from data_prep.survey import PART, Part, Survey, check_session, join, survey_part
+from data_prep.survey import PART, Part, Survey, check_session, check_survey, join, survey_part
 from fmcortex import storage
 from fmcortex.data.files import file_sizes, session_files
 from fmcortex.data.manifest import VERSION, SessionManifest, SourceList, Tier
@@ -148,7 +148,7 @@ class SessionJob:
         self._tiers, self._overwrite = tiers, overwrite
         self._say, self._note = say, note
         self._url = storage.join(to, "sessions", self.name)
-        self._wrote = self._reused = 0
+        self._reused = 0
 
     def start(self) -> list[Task]:
         """Look at the source and at what is at the target.
@@ -199,7 +199,7 @@ class SessionJob:
         )
         survey = self._stored_survey()
         if survey is not None:
-            # The moments are the same, but other settings may ask more of them.
+            check_survey(survey, self._folder, self._settings)
             return self._surveyed(survey)
         count = -(-trials // PART)
         self._parts: list[Part | None] = [None] * count
@@ -217,8 +217,6 @@ class SessionJob:
     def _stored_survey(self) -> Survey | None:
         """The survey of an earlier run from the same source and settings."""
         url = storage.join(self._url, SURVEY)
-        if self._settings.silent_neurons == "error" and self._outdated:
-            return None
         with suppress(DataError):
             if storage.exists(url):
                 survey = Survey.parse(storage.read_bytes(url), url)
@@ -255,7 +253,6 @@ class SessionJob:
 
     def _shard(self, number: int, result: tuple[WrittenShard, bool]) -> list[Task]:
         self._written[number], wrote = result
-        self._wrote += wrote
         self._reused += not wrote
         done = sum(shard is not None for shard in self._written)
         self._note(f"{self.name}: shard {done} of {len(self._written)}")

@@ -195,12 +195,9 @@ def join(
         moments[name] = Moments(len(getattr(first, name).mean))
         for part in parts:
             moments[name].join(getattr(part, name))
-    if settings.silent_neurons == "error":
-        divide_by = settings.response_normalisation
-        check_responding(moments["responses"], info, "std" if divide_by == "none" else divide_by)
     delays = next((part.delays for part in parts if part.delays is not None), None)
     height, width = next(part.size for part in parts if part.size != (0, 0))
-    return Survey(
+    survey = Survey(
         inputs_sha256=inputs_sha256,
         pixels=first.pixels,
         height=height,
@@ -214,6 +211,19 @@ def join(
             for name, found in moments.items()
         },
     )
+    check_survey(survey, info.source, settings)
+    return survey
+
+
+def check_survey(survey: Survey, source: str, settings: PrepSettings) -> None:
+    """Check what settings ask of a survey that it does not depend on.
+
+    Raises:
+        DataError: a neuron never responded; the message names it.
+    """
+    if settings.silent_neurons == "error":
+        divide_by = "mean" if settings.response_normalisation == "mean" else "std"
+        check_responding(np.array(getattr(survey.responses, divide_by)), source, divide_by)
 
 
 def _check_repeats(trials: list[SurveyedTrial], sources: list[str]) -> None:

@@ -13,11 +13,28 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_prep.simulator.arrays import save
 from data_prep.simulator.session import Recorded, Session
+
+
+def description(frame_rate: float) -> dict[str, Any]:
+    """`session.json` of a session with the pupil and the treadmill."""
+    return {
+        "layout": "signals",
+        "version": 1,
+        "frame_rate": frame_rate,
+        "signals": {
+            "responses": {},
+            "pupil": {"channels": ["pupil_x", "pupil_y", "pupil_radius"]},
+            "treadmill": {"channels": ["treadmill_speed"]},
+        },
+        "perspectives": ["pupil_x", "pupil_y"],
+        "modulations": ["pupil_radius", "treadmill_speed"],
+    }
 
 
 class SignalsWriter:
@@ -69,19 +86,8 @@ class SignalsWriter:
             writer = csv.writer(stream)
             writer.writerow(["trial", "tier", "domain", "video", "start"])
             writer.writerows(self.rows)
-        description = {
-            "layout": "signals",
-            "version": 1,
-            "frame_rate": settings.frame_rate,
-            "signals": {
-                "responses": {},
-                "pupil": {"channels": ["pupil_x", "pupil_y", "pupil_radius"]},
-                "treadmill": {"channels": ["treadmill_speed"]},
-            },
-            "perspectives": ["pupil_x", "pupil_y"],
-            "modulations": ["pupil_radius", "treadmill_speed"],
-        }
-        (self.folder / "session.json").write_text(json.dumps(description, indent=1))
+        content = json.dumps(description(settings.frame_rate), indent=1)
+        (self.folder / "session.json").write_text(content)
 
     def _behaviour(self, name: str, values: np.ndarray, rate: float) -> None:
         """Sample what is simulated at the stimulus frames [frames, k] at another rate."""

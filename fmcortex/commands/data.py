@@ -75,23 +75,18 @@ def prep_command(
     whole already is left alone.
     """
     from data_prep.job import prepare
-    from data_prep.readers.find import find_sessions
     from data_prep.settings import PrepSettings
     from fmcortex.config import validated, with_overrides
     from fmcortex.progress import Progress
 
     settings = validated(PrepSettings, with_overrides({}, list(overrides)), "prep")
-    total = len(find_sessions(source, settings.sessions))
-    with Progress("prep", total, "session", every=5.0, stream=sys.stdout) as bar:
-        manifest = prepare(
-            source,
-            to,
-            settings,
-            workers,
-            bar.say,
-            overwrite,
-            lambda done, _, what: bar.update(done, what),
-        )
+    with Progress("prep", 0, "session", every=5.0, stream=sys.stdout) as bar:
+
+        def track(done: int, total: int, what: str) -> None:
+            bar.total = total
+            bar.update(done, what)
+
+        manifest = prepare(source, to, settings, workers, bar.say, overwrite, track)
     neurons = sum(entry.neurons for entry in manifest.sessions)
     click.echo(
         f"{to}: {len(manifest.sessions)} sessions, {neurons} neurons, {manifest.movies} movies"

@@ -195,9 +195,8 @@ def plan_command(
         )
     columns = ["sessions", "neurons", "hours", "trials", "shards", "responses GB", "movies GB"]
     print_table(f"{table}: {len(sizes)} sessions", [*columns, "core hours"], rows)
-    # A session's first look at its source, and its end, are one task each.
-    wall = max(sum(s.core_seconds for s in sizes) / cores, largest.core_seconds / 8) / 3600
-    click.echo(f"about {wall:.1f} hours on {cores} core{'s' * (cores > 1)}")
+    hours = sum(s.core_seconds for s in sizes) / cores / 3600
+    click.echo(f"about {hours:.1f} hours on {cores} core{'s' * (cores > 1)}")
 
 
 @command("leaks", "fmcortex data leaks prepared", data_group)

@@ -1,38 +1,46 @@
-"""A tiny prepared dataset of one session, for tests of the reading side."""
+"""A tiny prepared dataset of one session, and a folder of cached ranges."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
+from cached import CONTENT
+from tiny_recording import write_tiny
 
 from data_prep.job import prepare
 from data_prep.settings import PrepSettings
+from fmcortex import storage
 
 
 @pytest.fixture
 def prepared(tmp_path: Path) -> Path:
     """The folder of a dataset with session "s1": 6 training trials in 2 shards, one test video."""
-    generator = np.random.default_rng(0)
-    folder = tmp_path / "source" / "s1"
-
-    def save(path: str, values: object) -> None:
-        file = folder / f"{path}.npy"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(file, np.asarray(values))
-
-    def trial(prefix: str, key: str, stimulus: np.ndarray) -> None:
-        frames = len(stimulus)
-        save(f"{prefix}stimuli/{key}", stimulus)
-        save(f"{prefix}units/{key}", generator.gamma(2, 1, (frames, 3)).astype("f4"))
-        save(f"{prefix}perspectives/{key}", generator.normal(size=(frames, 2)))
-        save(f"{prefix}modulations/{key}", generator.normal(size=(frames, 2)))
-
-    for number in range(6):
-        trial("", str(number), generator.integers(0, 256, (8, 4, 6, 1)).astype(np.uint8))
-        save(f"training/{number}", True)
-        save(f"samples/{number}", 8)
-    stimulus = generator.integers(0, 256, (5, 4, 6, 1)).astype(np.uint8)
-    for repeat in range(2):
-        trial("evaluation/", f"natural_movie-0/{repeat}", stimulus)
+    folder = write_tiny(tmp_path / "source")
     prepare(str(folder), str(tmp_path / "prepared"), PrepSettings(trials_per_shard=3))
     return tmp_path / "prepared"
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """The file that ranges are read of; a local one, so that all processes see it."""
+    path = tmp_path / "source"
+    path.write_bytes(CONTENT)
+    return str(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The ranges that were asked of the storage, in order."""
+    seen: list[tuple[int, int]] = []
+    read = storage.read_range
+
+    def look(url: str, start: int, end: int) -> bytes:
+        seen.append((start, end))
+        return read(url, start, end)
+
+    monkeypatch.setattr(storage, "read_range", look)
+    return seen

@@ -23,33 +23,6 @@ from fmcortex.data.cache import RangeCache, default_cache_folder
 from fmcortex.errors import DataError, StorageError
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    """The file that ranges are read of; a local one, so that all processes see it."""
-    path = tmp_path / "source"
-    path.write_bytes(CONTENT)
-    return str(path)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def fetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """The ranges that were asked of the storage, in order."""
-    seen: list[tuple[int, int]] = []
-    read = storage.read_range
-
-    def look(url: str, start: int, end: int) -> bytes:
-        seen.append((start, end))
-        return read(url, start, end)
-
-    monkeypatch.setattr(storage, "read_range", look)
-    return seen
-
-
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module, "SECOND_LOOK", 0.0)

@@ -15,37 +15,9 @@ from pathlib import Path
 import pytest
 from cached import CONTENT, files, get, in_child, taken, total
 
-from fmcortex import storage
 from fmcortex.data import cache_space
 from fmcortex.data.cache import RangeCache
 from fmcortex.data.cache_space import COUNTING, EVICTING, TEMPORARY, TOTAL, WRITING, CacheSpace
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    """The file that ranges are read of; a local one, so that all processes see it."""
-    path = tmp_path / "source"
-    path.write_bytes(CONTENT)
-    return str(path)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def fetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """The ranges that were asked of the storage, in order."""
-    seen: list[tuple[int, int]] = []
-    read = storage.read_range
-
-    def look(url: str, start: int, end: int) -> bytes:
-        seen.append((start, end))
-        return read(url, start, end)
-
-    monkeypatch.setattr(storage, "read_range", look)
-    return seen
 
 
 def test_the_limit_is_never_exceeded(url: str, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import textwrap
@@ -289,3 +290,34 @@ def test_source_fingerprint_is_that_of_the_contents(twin):
     assert source_sha256(fingerprint(str(folder))) == first
     (folder / "units" / "0.npy").rename(folder / "units" / "00.npy")
     assert source_sha256(fingerprint(str(folder))) != first
+
+
+def test_an_unfinished_run_with_other_settings_does_not_spare_a_check(sensorium, tmp_path):
+    """What it surveyed is taken over, but not that it let a silent neuron pass."""
+    recording, to = sensorium(), tmp_path / "to"
+    for number in range(12):
+        recording.rewrite(f"data/responses/{number}.npy", lambda v: v * [[1], [1], [0], [1], [1]])
+    keep = PrepSettings(trials_per_shard=2, silent_neurons="keep")
+    prepare(str(recording.folder), str(to), keep)
+    for manifest in to.rglob("manifest.json"):
+        manifest.unlink()
+    with pytest.raises(DataError, match=r"neuron 2 has no response in training \(1 such of 5"):
+        prepare(str(recording.folder), str(to), SETTINGS)
+    assert not list(to.rglob("*.tar"))
+
+
+def test_what_killed_runs_left_is_removed_everywhere(sensorium, tmp_path):
+    recording, to = sensorium(), tmp_path / "to"
+    prepare(str(recording.folder), str(to), SETTINGS)
+    before = tree(to)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    host = socket.gethostname().replace(".", "-")
+    session, movie = next(to.glob("sessions/*")), next(to.glob("movies/*"))
+    for folder in (to, session, movie, movie / "c" / "0" / "0"):
+        (folder / f"manifest.json.{host}-{gone.pid}.0123abcd.tmp").write_text("half")
+    theirs = to / f"split.json.{host}-1.0123abcd.tmp"  # of a process that lives
+    theirs.write_text("half")
+    prepare(str(recording.folder), str(to), SETTINGS)
+    theirs.unlink()
+    assert tree(to) == before

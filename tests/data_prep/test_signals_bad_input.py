@@ -164,6 +164,10 @@ BAD = {
         lambda s: s.table.update(unit_id=np.array([], int)),
         r"neurons\.csv: no neurons",
     ),
+    "reserved column": (
+        lambda s: s.table.update(imaging_delay=np.zeros(NEURONS)),
+        r"mouse07-2-1: the neuron table's column imaging_delay is reserved",
+    ),
     "delay in milliseconds": (
         lambda s: s.table.update(delay_seconds=s.delays * 1000),
         r"neurons\.csv: delay_seconds are not all numbers of seconds within 1",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from fault_proxy import FaultProxy, Rule, fault_proxy
+from tiny_recording import write_tiny
 
 from data_prep.job import prepare
 from data_prep.settings import PrepSettings
@@ -222,35 +223,8 @@ def test_a_damaged_upload_is_refused_or_repeated(url: str, proxy: FaultProxy) ->
     assert storage.read_bytes(f"{url}/x") == CONTENT
 
 
-def recording(folder: Path) -> Path:
-    """A session folder "s1" in the digital-twin layout: 6 training trials, a video shown twice."""
-    generator = np.random.default_rng(0)
-    session = folder / "s1"
-
-    def save(path: str, values: Any) -> None:
-        file = session / f"{path}.npy"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(file, np.asarray(values))
-
-    def trial(prefix: str, key: str, stimulus: np.ndarray) -> None:
-        frames = len(stimulus)
-        save(f"{prefix}stimuli/{key}", stimulus)
-        save(f"{prefix}units/{key}", generator.gamma(2, 1, (frames, 3)).astype("f4"))
-        save(f"{prefix}perspectives/{key}", generator.normal(size=(frames, 2)))
-        save(f"{prefix}modulations/{key}", generator.normal(size=(frames, 2)))
-
-    for number in range(6):
-        trial("", str(number), generator.integers(0, 256, (8, 4, 6, 1)).astype(np.uint8))
-        save(f"training/{number}", True)
-        save(f"samples/{number}", 8)
-    stimulus = generator.integers(0, 256, (5, 4, 6, 1)).astype(np.uint8)
-    for repeat in range(2):
-        trial("evaluation/", f"natural_movie-0/{repeat}", stimulus)
-    return session
-
-
 def test_prepare_verify_and_read(url: str, proxy: FaultProxy, tmp_path: Path) -> None:
-    source, settings = str(recording(tmp_path / "source")), PrepSettings(trials_per_shard=3)
+    source, settings = str(write_tiny(tmp_path / "source")), PrepSettings(trials_per_shard=3)
     to, local = f"{url}/some/path", str(tmp_path / "prepared")
     proxy.breaks(
         Rule("reset", method="PUT", path=r"\.tar"), Rule("slow_down", method="PUT", path="json")
