@@ -134,6 +134,7 @@ def test_a_store_that_refuses_the_last_checkpoint(run: RunConfig, tmp_path: Path
     assert same_bits(run_ranks(run, 2, tmp_path / "again"), undisturbed(run, tmp_path))
 
 
+@pytest.mark.slow
 def test_a_store_that_is_away_for_a_while(run: RunConfig, tmp_path: Path, s3_server: Any) -> None:
     config = run.model_copy(update={"output": f"{s3_server.url}/run"})
     config = changed(config, "training", epochs=10)  # 40 steps

@@ -104,10 +104,12 @@ def recipe(config: RunConfig, name: str, **more: object) -> RunConfig:
         ("sgd-adaptive", 2, 1),
         pytest.param("sgd-adaptive", 2, 2, marks=pytest.mark.slow),
         ("sgd-adaptive", 2, 3),
+        # Every day AdamW runs in the layouts below.
         pytest.param("adamw-both", 2, 0, marks=pytest.mark.slow),
-        ("adamw-both", 2, 1),
-        ("adamw-both", 2, 2),
-        ("adamw-both", 2, 3),
+        *(
+            pytest.param("adamw-both", 2, stage, marks=pytest.mark.exhaustive)
+            for stage in (1, 2, 3)
+        ),
     ],
 )
 def test_ranks(tiny_run: RunConfig, tmp_path: Path, name: str, ranks: int, stage: int) -> None:
