@@ -151,8 +151,8 @@ def test_loss_and_gradients(case: Case) -> None:
     }
     assert set(ours) - untrained == set(theirs) - untrained
     for name in set(theirs) - untrained:
-        # Where a ray meets the edge of a pixel, the gradient of bilinear sampling jumps, and rounding
-        # decides to which side: these golden gradients differ by up to 1.7e-3 from those in
+        # Where a ray meets the edge of a pixel the gradient of bilinear sampling jumps, to which
+        # side is decided by rounding: these golden gradients differ by up to 1.7e-3 from those in
         # float64, and by as much from one kind of CPU to the next.
         limit = 3e-3 if name.startswith("perspective.") else 1e-5
         assert difference(ours[name], theirs[name]) < limit, name
