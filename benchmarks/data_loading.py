@@ -4,11 +4,12 @@
     python benchmarks/data_loading.py --remote s3://bucket/folder    # AWS_ENDPOINT_URL, AWS_...
 
 Writes a recording of the size of a real session, prepares it, writes it in the other forms, and
-reads the same random windows from each, in turns, so that all suffer the same noise of the
-machine. The first windows of a turn are read after the files were dropped from the page cache, as
-of a dataset that is larger than memory, the later ones from it. With `--remote` all forms are
-then copied there and read from there; what a way keeps on the local disk is there for the later
-ones. mosaicml-streaming is measured where it is installed.
+reads the same random windows from each into locked memory, in turns, so that all suffer the same
+noise of the machine. A turn has three parts: the first windows, of files that were dropped from
+the page cache, as of a dataset that is larger than memory; other windows of the same trials; and
+others again, after every trial was read whole (untimed), so that all that a way keeps is kept.
+With `--remote` all forms are then copied there and read from there. mosaicml-streaming is measured
+where it is installed.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ from pathlib import Path
 import loaders
 import numpy as np
 from loaders import Read
+from locked import LockedBatches
 from recordings import Size, write_recording
 
 from data_prep.job import prepare
 from fmcortex import storage
 from fmcortex.data.dataset import open_dataset
+from fmcortex.data.loader import Batch
 from fmcortex.data.plan import Clip, Draw
 from fmcortex.progress import Progress
 from fmcortex.tables import print_table
@@ -48,9 +51,15 @@ class Way:
 
     name: str
     make: Callable[[], Read]
-    rates: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
+    second: list[float] = field(default_factory=list)
+    settled: list[float] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
+
+    @property
+    def parts(self) -> tuple[list[float], list[float], list[float]]:
+        """Windows a second in the three parts of each turn."""
+        return self.first, self.second, self.settled
 
 
 def draws(trials: int, frames: int, count: int, seed: int) -> list[Draw]:
@@ -66,12 +75,27 @@ def draws(trials: int, frames: int, count: int, seed: int) -> list[Draw]:
     return found
 
 
-def speed(read: Read, work: list[Draw], threads: int) -> float:
+def whole(trials: int, frames: int) -> list[Draw]:
+    """Every frame of every trial."""
+    starts = [*range(0, frames - WINDOW, WINDOW), frames - WINDOW]
+    clips = [Clip(trial, start) for trial in range(trials) for start in starts]
+    clips += clips[: -len(clips) % BATCH]
+    groups = [tuple(clips[n : n + BATCH]) for n in range(0, len(clips), BATCH)]
+    return [Draw(0, step, "mouse01-1-1", group, 0, 0) for step, group in enumerate(groups)]
+
+
+def speed(read: Read, work: list[Draw], threads: int, batches: LockedBatches) -> float:
     """Windows a second, read ahead on so many threads as the training loader does."""
+
+    def filled(draw: Draw) -> Batch:
+        batch = batches.take(draw)
+        read(batch)
+        return batch
+
     began = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
-        for batch in pool.map(lambda draw: read(draw, WINDOW), work):
-            assert batch[0].shape[0] == BATCH
+        for batch in pool.map(filled, work):
+            batches.give(batch)
     return len(work) * BATCH / (time.perf_counter() - began)
 
 
@@ -174,30 +198,32 @@ def run(folder: Path, size: Size, arguments: argparse.Namespace) -> None:
     if arguments.remote:
         for form in forms.values():
             copy_to(folder / form, storage.join(arguments.remote, form))
+    some = draws(size.trials, size.frames, 1, seed=99)[0]
+    ours = open_dataset(str(folder / "ours"))
+    batches = LockedBatches(ours, some, WINDOW, arguments.threads + 2)
     for base in (str(folder), *filter(None, [arguments.remote])):
         ways = ways_of(base, folder, list(forms.values()))
-        check(ways, size)
+        check(ways, size, batches)
         remote = not storage.is_local(base)
-        measure(ways, size, None if remote else folder, arguments)
-        print_speeds(ways, remote, arguments.threads)
+        measure(ways, size, None if remote else folder, arguments, batches)
+        where = "the object store" if remote else "local disk"
+        print_speeds(ways, f"{where}, {arguments.threads} threads, into batches {batches.how}")
 
 
-def print_speeds(ways: list[Way], remote: bool, threads: int) -> None:
-    """Windows a second of each way, and how many times as many are ours."""
+def print_speeds(ways: list[Way], where: str) -> None:
+    """Windows a second of each way, and how many times as many are those of the first way."""
     rows = []
     for way in ways:
         rows.append([way.name])
-        for rates, mine in ((way.first, ways[0].first), (way.rates, ways[0].rates)):
+        for rates, mine in zip(way.parts, ways[0].parts, strict=True):
             # Ratios turn by turn: both suffered the same.
             ratio = np.median([a / b for a, b in zip(mine, rates, strict=True)])
             spread = f"{min(rates):.0f}-{max(rates):.0f}"
             rows[-1] += [f"{np.median(rates):.1f}", spread, f"{ratio:.2f}"]
         rows[-1].append(f"{max(way.memory):.0f}")
-    first, later = ("first", "kept") if remote else ("cold", "in page cache")
-    where = "the object store" if remote else "local disk"
-    title = f"Windows of {WINDOW} frames a second from {where}, {threads} threads"
-    columns = ["way", first, "range", "fmcortex / it", later, "range", "fmcortex / it", "peak MB"]
-    print_table(title, columns, rows)
+    part = ["range", "ours / it"]
+    columns = ["way", "first", *part, "second", *part, "all read", *part, "peak MB"]
+    print_table(f"Windows of {WINDOW} frames a second from {where}", columns, rows)
 
 
 def print_bytes(folder: Path, forms: dict[str, str], size: Size) -> None:
@@ -235,10 +261,14 @@ def ways_of(base: str, folder: Path, forms: list[str]) -> list[Way]:
         return Path(tempfile.mkdtemp(dir=folder))
 
     session = open_dataset(str(folder / "ours")).session("mouse01-1-1")
-    ways = [Way("fmcortex", lambda: loaders.ours(at("ours"), fresh(), True)[1])]
-    ways.append(
-        Way("fmcortex, nothing kept", lambda: loaders.ours(at("ours"), fresh(), False, 0)[1])
-    )
+    unpacked = not storage.is_local(base)
+    form, other = ("unpacked", "packed") if unpacked else ("packed", "unpacked")
+    ways = [
+        # As it is by default; the other form that there is; and as in a training of less data.
+        Way(f"fmcortex, {form}", lambda: loaders.ours(at("ours"), fresh(), unpacked)),
+        Way(f"fmcortex, {other}", lambda: loaders.ours(at("ours"), fresh(), not unpacked)),
+        Way("fmcortex, all in memory", lambda: loaders.ours(at("ours"), fresh(), unpacked, 1024)),
+    ]
     ways.append(Way(".npy a trial, float32", lambda: loaders.npy(at("npy-float32"), True)))
     ways.append(Way(".npy a trial, uint8 video", lambda: loaders.npy(at("npy-uint8"), False)))
     if "mds" in forms:
@@ -247,24 +277,34 @@ def ways_of(base: str, folder: Path, forms: list[str]) -> list[Way]:
     return ways
 
 
-def check(ways: list[Way], size: Size) -> None:
+def check(ways: list[Way], size: Size, batches: LockedBatches) -> None:
     """All ways give the same values."""
     [draw] = draws(size.trials, size.frames, 1, seed=99)
-    expected = ways[0].make()(draw, WINDOW)
-    for way in ways[1:]:
-        found = way.make()(draw, WINDOW)
-        for ours, theirs in zip(expected, found, strict=True):
-            np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-6)
+    with batches.one(draw) as expected, batches.one(draw) as found:
+        ways[0].make()(expected)
+        for way in ways[1:]:
+            way.make()(found)
+            for name in ("stimuli", "perspectives", "modulations", "responses"):
+                ours, theirs = getattr(expected, name).numpy(), getattr(found, name).numpy()
+                np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6, err_msg=way.name)
+                theirs.fill(0)
 
 
-def measure(ways: list[Way], size: Size, cold: Path | None, arguments: argparse.Namespace) -> None:
-    """Turns of all ways, each opened anew: windows read cold, then others of the same trials.
+def measure(
+    ways: list[Way],
+    size: Size,
+    cold: Path | None,
+    arguments: argparse.Namespace,
+    batches: LockedBatches,
+) -> None:
+    """Turns of all ways, each opened anew.
 
     Args:
         ways: to read.
         size: of the recording.
         cold: folder of files to drop from the page cache first.
         arguments: of the command line.
+        batches: to read into.
     """
     total = arguments.turns * len(ways)
     with Progress("read", total, "turn", every=20) as bar:
@@ -274,10 +314,12 @@ def measure(ways: list[Way], size: Size, cold: Path | None, arguments: argparse.
                 read = way.make()
                 if cold is not None:
                     drop(cold)
-                for epoch, rates in enumerate((way.first, way.rates)):
-                    seed = 2 * turn + epoch
+                for part, rates in enumerate(way.parts):
+                    if rates is way.settled:
+                        speed(read, whole(size.trials, size.frames), arguments.threads, batches)
+                    seed = 3 * turn + part
                     work = draws(size.trials, size.frames, arguments.batches, seed)
-                    rates.append(speed(read, work, arguments.threads))
+                    rates.append(speed(read, work, arguments.threads, batches))
                 way.memory.append(resident("VmHWM") - before)
                 del read
                 bar.update(turn * len(ways) + number + 1, f"{way.name}: {rates[-1]:.0f} windows/s")

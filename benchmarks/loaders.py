@@ -1,7 +1,7 @@
 """The same windows of the same recording, read in the ways that people read them today.
 
-Every way holds the same values and gives the same batch: stimuli uint8 [N, T, H, W], perspectives
-[N, T, 2], modulations [N, T, 2] and responses float32 [N, T, U].
+Every way holds the same values and writes them into the same batch of `fmcortex.data.loader`, with
+one copy: nobody's loader of those shown here needs less.
 """
 
 from __future__ import annotations
@@ -12,30 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import zarr
 
 from fmcortex import storage
-from fmcortex.data.dataset import PreparedDataset, PreparedSession, open_dataset
-from fmcortex.data.loader import read_batch
-from fmcortex.data.plan import Clip, Draw
-from fmcortex.data.shards import TrialArrays
+from fmcortex.data.dataset import PreparedSession, open_dataset
+from fmcortex.data.loader import Batch, fill_batch
+from fmcortex.data.plan import Clip
 
-Batch = list[torch.Tensor]
-#: Reads the clips of a draw, so many frames each.
-Read = Callable[[Draw, int], Batch]
+#: Reads the clips of a batch's draw into it.
+Read = Callable[[Batch], None]
+#: Reads so many frames of a clip: stimulus, perspectives, modulations, responses.
+Window = Callable[[Clip, int], list[np.ndarray]]
+NAMES = ("stimulus", "perspectives", "modulations", "responses")
 
 
-def ours(url: str, folder: Path, cached: bool, memory: int = 512) -> tuple[PreparedDataset, Read]:
-    """fmcortex, with its cache on disk or without, and so many MB of decoded blocks."""
-    disk = 20 << 30 if cached else 0
-    dataset = open_dataset(url, memory << 20, disk, str(folder / "cache"))
+def ours(url: str, folder: Path, unpacked: bool, memory: int = 64) -> Read:
+    """fmcortex, with so many MB of decoded blocks in memory.
 
-    def read(draw: Draw, frames: int) -> Batch:
-        batch = read_batch(dataset, draw, frames)
-        return [batch.stimuli, batch.perspectives, batch.modulations, batch.responses]
-
-    return dataset, read
+    A few, as if it were a larger dataset, of which what is in memory is rarely asked for again.
+    """
+    dataset = open_dataset(url, memory << 20, 20 << 30, str(folder / "cache"), unpacked)
+    return lambda batch: fill_batch(dataset, batch)
 
 
 def trials_of(session: PreparedSession) -> int:
@@ -56,29 +53,27 @@ def write_npy(session: PreparedSession, to: Path, floats: bool) -> None:
 
 def npy(url: str, floats: bool) -> Read:
     """Load the whole files of a trial, then cut: the per-trial loaders of the public code."""
-    names = ("stimulus", "perspectives", "modulations", "responses")
 
     def one(clip: Clip, frames: int) -> list[np.ndarray]:
         found = []
         part = slice(clip.start, clip.start + frames)
-        for name in names:
+        for name in NAMES:
             path = storage.join(url, name, f"{clip.trial}.npy")
             if storage.is_local(path):
                 values = np.load(path)
             else:
                 values = np.load(io.BytesIO(storage.read_bytes(path)))
             found.append(np.moveaxis(values[..., part], -1, 0) if floats else values[part])
-        found[0] = found[0].astype(np.uint8)
         return found
 
-    return lambda draw, frames: _stack([one(clip, frames) for clip in draw.clips])
+    return _written(one)
 
 
 def write_mds(session: PreparedSession, to: Path) -> None:
     """mosaicml-streaming's shards: a trial a sample, zstd-compressed."""
     from streaming import MDSWriter
 
-    columns = dict.fromkeys(("stimulus", "perspectives", "modulations", "responses"), "ndarray")
+    columns = dict.fromkeys(NAMES, "ndarray")
     with MDSWriter(out=str(to), columns=columns, compression="zstd:1", hashes=["xxh64"]) as writer:
         for number in range(trials_of(session)):
             writer.write(vars(session.trial(number)))
@@ -95,10 +90,9 @@ def mds(url: str, folder: Path) -> Read:
     def one(clip: Clip, frames: int) -> list[np.ndarray]:
         sample = dataset[clip.trial]
         part = slice(clip.start, clip.start + frames)
-        names = ("stimulus", "perspectives", "modulations", "responses")
-        return [sample[name][part] for name in names]
+        return [sample[name][part] for name in NAMES]
 
-    return lambda draw, frames: _stack([one(clip, frames) for clip in draw.clips])
+    return _written(one)
 
 
 def write_zarr(session: PreparedSession, to: str) -> None:
@@ -123,23 +117,23 @@ def write_zarr(session: PreparedSession, to: str) -> None:
 def plain_zarr(url: str, session: PreparedSession) -> Read:
     """Slices of those arrays."""
     group: Any = zarr.open_group(url, mode="r")
-    names = ("stimulus", "perspectives", "modulations", "responses")
-    arrays = [group[name] for name in names]
+    arrays = [group[name] for name in NAMES]
     starts = np.cumsum([0, *(trial.frames for trial in session.manifest.trials)])
 
     def one(clip: Clip, frames: int) -> list[np.ndarray]:
         first = int(starts[clip.trial]) + clip.start
         return [np.asarray(array[first : first + frames]) for array in arrays]
 
-    return lambda draw, frames: _stack([one(clip, frames) for clip in draw.clips])
+    return _written(one)
 
 
-def _stack(clips: list[list[np.ndarray]]) -> Batch:
-    """Clips as tensors; `np.stack` copies once, as the collation of a DataLoader does."""
-    return [torch.from_numpy(np.stack(parts)) for parts in zip(*clips, strict=True)]
+def _written(one: Window) -> Read:
+    """Writes windows into the batch, cast as it needs them."""
 
+    def read(batch: Batch) -> None:
+        tensors = (batch.stimuli, batch.perspectives, batch.modulations, batch.responses)
+        for number, clip in enumerate(batch.draw.clips):
+            for tensor, values in zip(tensors, one(clip, batch.stimuli.shape[1]), strict=True):
+                np.copyto(tensor[number].numpy(), values, casting="unsafe")
 
-def as_trial(batch: Batch, clip: int) -> TrialArrays:
-    """One clip of a batch, to compare."""
-    stimuli, perspectives, modulations, responses = (values[clip].numpy() for values in batch)
-    return TrialArrays(stimuli, responses, perspectives, modulations)
+    return read

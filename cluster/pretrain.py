@@ -148,7 +148,7 @@ def _check_finished(config: RunConfig) -> None:
 
 def _same_run(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """The settings in which two configurations would train differently, but for the sessions."""
-    reading = ("cache_mb", "cache_gb", "cache_folder", "prefetch", "threads")
+    reading = ("cache_mb", "cache_gb", "cache_folder", "cache_unpacked", "prefetch", "threads")
     free = {"training": FREE, "data": ("sessions", *reading)}
     different = []
     for section in ("model", "data", "training"):

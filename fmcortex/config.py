@@ -37,6 +37,11 @@ class DataConfig(Section):
     cache_folder: str | None = Field(
         None, description="where that is; null for $FMCORTEX_CACHE, or a folder of the user"
     )
+    cache_unpacked: bool | None = Field(
+        None,
+        description="keep it there decompressed, of a local dataset as well: faster, for two to "
+        "three times the space; null for those remote datasets that fit so",
+    )
     prefetch: int = Field(4, ge=1, description="micro-batches read ahead")
     threads: int = Field(4, ge=1, description="micro-batches read at a time")
 

@@ -7,7 +7,8 @@ are fetched together, as *pieces* of about that size, and a piece is what the lo
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import google_crc32c
 
@@ -29,7 +30,7 @@ class BlockFile:
         identity: SHA-256 of the file as it was written, which tells its versions apart.
         what: what the file is, for messages: "shard" or "movie".
         where: what of the file the blocks are, for messages.
-        cache: of ranges of remote files, None to fetch what is asked for each time.
+        cache: of ranges of remote files.
     """
 
     def __init__(
@@ -63,11 +64,37 @@ class BlockFile:
                 raise DataError(wrong)
             return self._cut(content, first, last)
         found: list[memoryview] = []
-        for begin, end in pieces(self._blocks):
+        for begin, end in self.pieces():
             if begin < last and first < end:
                 parts = self._cut(self._fetch(begin, end), begin, end)
                 found += parts[max(first - begin, 0) : last - begin]
         return found
+
+    def pieces(self, size: int = PIECE) -> list[tuple[int, int]]:
+        """The blocks in runs that are fetched together: the first of each, and the one after it.
+
+        Args:
+            size: bytes from which on a piece is closed.
+        """
+        return pieces(self._blocks, size)
+
+    def name_of(self, begin: int, end: int) -> str:
+        """Tells blocks `begin` to before `end` from all others of all files."""
+        start, stop = self._span(begin, end)
+        return f"{self._url}\0{start}\0{stop}\0{self._identity}"
+
+    def fetch(self, begin: int, end: int) -> list[memoryview]:
+        """Blocks `begin` to before `end` from where the file is, whatever is in the cache.
+
+        Raises:
+            DataError, StorageError: as `read`.
+        """
+        start, stop = self._span(begin, end)
+        with self._missing():
+            content = self._cache.fetch(
+                self._url, start, stop, lambda c: self._wrong(c, begin, end)
+            )
+        return self._cut(content, begin, end)
 
     def _read_local(self, start: int, end: int) -> bytes:
         assert self._path is not None
@@ -82,12 +109,20 @@ class BlockFile:
                 os.close(descriptor)
 
     def _fetch(self, begin: int, end: int) -> bytes:
-        blocks = self._blocks
-        start, stop = blocks[begin].offset, _end(blocks[end - 1])
-        try:
+        start, stop = self._span(begin, end)
+        with self._missing():
             return self._cache.read(
                 self._url, start, stop, self._identity, lambda c: self._wrong(c, begin, end)
             )
+
+    def _span(self, begin: int, end: int) -> tuple[int, int]:
+        return self._blocks[begin].offset, _end(self._blocks[end - 1])
+
+    @contextmanager
+    def _missing(self) -> Iterator[None]:
+        """Say so where the file is not there."""
+        try:
+            yield
         except StorageError as error:
             if not storage.exists(self._url):
                 raise DataError(f"{self._where}: {self._what} is missing") from error
@@ -118,11 +153,11 @@ def _end(block: Block) -> int:
     return block.offset + block.length
 
 
-def pieces(blocks: Sequence[Block]) -> list[tuple[int, int]]:
-    """The blocks in runs that are fetched together: the first of each, and the one after it."""
+def pieces(blocks: Sequence[Block], size: int) -> list[tuple[int, int]]:
+    """The blocks in runs of at least `size` bytes: the first of each, and the one after it."""
     found, begin = [], 0
     for number, block in enumerate(blocks):
-        if _end(block) - blocks[begin].offset >= PIECE:
+        if _end(block) - blocks[begin].offset >= size:
             found.append((begin, number + 1))
             begin = number + 1
     if begin < len(blocks):

@@ -9,15 +9,18 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from io import FileIO
+from typing import Any, TypeVar
 
 from fmcortex import storage
 from fmcortex.data.cache_space import TEMPORARY, CacheSpace
 from fmcortex.errors import DataError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Says what is wrong with some content; None if nothing is.
 Check = Callable[[bytes], str | None]
@@ -27,6 +30,10 @@ SECOND_LOOK = 1.0
 
 #: Seconds without storing after a failure to store, such as a full disk.
 PAUSE = 60.0
+
+
+class Damaged(Exception):
+    """What is wrong with a stored file."""
 
 
 def default_cache_folder() -> str:
@@ -49,6 +56,7 @@ class RangeCache:
     Args:
         folder: where; made when it is needed. None or "": nowhere, every range is fetched.
         limit: bytes that the stored ranges may take; 0: nothing is stored.
+        unpacked: whether those who read blocks of a file should keep them decompressed.
 
     Attributes:
         hits: ranges that were in the folder.
@@ -56,9 +64,10 @@ class RangeCache:
         bytes_fetched: their bytes, with what was fetched in vain.
     """
 
-    def __init__(self, folder: str | None, limit: int) -> None:
+    def __init__(self, folder: str | None, limit: int, unpacked: bool = False) -> None:
         self.folder = folder
         self.limit = limit
+        self.unpacked = unpacked and bool(folder) and limit > 0
         self.hits = self.misses = self.bytes_fetched = 0
         self._warned = False
         self._fresh()
@@ -72,7 +81,7 @@ class RangeCache:
         self._paused_until = 0.0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RangeCache, (self.folder, self.limit)
+        return RangeCache, (self.folder, self.limit, self.unpacked)
 
     def read(self, url: str, start: int, end: int, identity: str, check: Check) -> bytes:
         """Bytes `start` to `end` (exclusive) of the file at `url`.
@@ -88,18 +97,48 @@ class RangeCache:
             StorageError: they cannot be read.
             DataError: in the words of `check`: they are wrong, read twice.
         """
+
+        def load(stream: FileIO) -> bytes:
+            content = stream.read()
+            if (wrong := check(content)) is not None:
+                raise Damaged(wrong)
+            return content
+
+        def make() -> tuple[list[bytes], bytes]:
+            content = self.fetch(url, start, end, check)
+            return [content], content
+
+        return self.kept(f"{url}\0{start}\0{end}\0{identity}", load, make)
+
+    def kept(
+        self,
+        name: str,
+        load: Callable[[FileIO], T],
+        make: Callable[[], tuple[Sequence[bytes | memoryview], T]],
+    ) -> T:
+        """What is kept under a name, made where it is not.
+
+        Args:
+            name: tells all that is kept apart.
+            load: reads it from its stored file. It raises `Damaged` if that is wrong, which is
+                then made again.
+            make: gives the content of the file, in parts, and what `load` would read from it.
+
+        Raises:
+            Exception: what `make` raises.
+        """
         if self._space is None:
-            return self._fetch(url, start, end, check)
-        key = hashlib.sha256(f"{url}\0{start}\0{end}\0{identity}".encode()).hexdigest()
+            return make()[1]
+        key = hashlib.sha256(name.encode()).hexdigest()
         path = self._space.path(key)
-        if (content := self._stored(path, check)) is not None:
-            return content
+        if (found := self._stored(path, load)) is not None:
+            return found
         with self._alone(key):
-            if (content := self._stored(path, check)) is not None:
-                return content  # another thread has fetched it meanwhile
-            content = self._fetch(url, start, end, check)
-            self._store(path, content)
-            return content
+            if (found := self._stored(path, load)) is not None:
+                return found  # another thread has made it meanwhile
+            parts, made = make()
+            self._store(path, parts)
+            return made
 
     @contextmanager
     def _alone(self, key: str) -> Iterator[None]:
@@ -117,26 +156,28 @@ class RangeCache:
                 if users == 1:
                     del self._ranges[key]
 
-    def _stored(self, path: str, check: Check) -> bytes | None:
-        """The content of a stored file, if there is one and it is right."""
+    def _stored(self, path: str, load: Callable[[FileIO], T]) -> T | None:
+        """What a stored file holds, if there is one and it is right."""
         assert self._space is not None
         try:
-            with open(path, "rb") as stream:
-                content = stream.read()
+            with FileIO(path) as stream:
+                size = os.fstat(stream.fileno()).st_size
+                found = load(stream)
         except OSError:
             return None
-        if (wrong := check(content)) is not None:
-            log.warning("%s: a cached copy went bad and is fetched again: %s", path, wrong)
+        except Damaged as error:
+            log.warning("%s: a cached copy went bad and is fetched again: %s", path, error)
             with suppress(OSError):  # perhaps another process was first
-                self._space.discard(path, len(content))
+                self._space.discard(path, size)
             return None
         with suppress(OSError):  # another process may have evicted it meanwhile
             os.utime(path)
         with self._lock:
             self.hits += 1
-        return content
+        return found
 
-    def _fetch(self, url: str, start: int, end: int, check: Check) -> bytes:
+    def fetch(self, url: str, start: int, end: int, check: Check) -> bytes:
+        """Bytes of a file from where it is, whatever is kept; as `read`."""
         for last in (False, True):
             content = storage.read_range(url, start, end)
             with self._lock:
@@ -150,21 +191,23 @@ class RangeCache:
             self.misses += 1
         return content
 
-    def _store(self, path: str, content: bytes) -> None:
-        """Keep content that passed its check, if it can be kept."""
+    def _store(self, path: str, parts: Sequence[bytes | memoryview]) -> None:
+        """Keep content that is right, if it can be kept."""
         assert self._space is not None
-        if len(content) > self.limit or time.monotonic() < self._paused_until:
+        size = sum(len(part) for part in parts)
+        if size > self.limit or time.monotonic() < self._paused_until:
             return
         temporary = f"{path}{TEMPORARY}{uuid.uuid4().hex}"
         try:
-            with self._space.room(len(content)) as granted:
+            with self._space.room(size) as granted:
                 if not granted:
                     return
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 try:
                     # Not flushed to the disk: what a power cut leaves of it fails its check.
                     with open(temporary, "wb") as stream:
-                        stream.write(content)
+                        for part in parts:
+                            stream.write(part)
                     os.replace(temporary, path)
                 except BaseException:
                     with suppress(OSError):

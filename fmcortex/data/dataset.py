@@ -24,6 +24,8 @@ MANIFEST = "manifest.json"
 CACHE_BYTES = 256 << 20
 #: Bytes of a remote dataset that are kept on the local disk.
 DISK_BYTES = 20 << 30
+#: At most so many times its bytes a dataset takes on the local disk when it is kept unpacked.
+UNPACKED = 4
 
 
 @dataclass(frozen=True)
@@ -279,6 +281,7 @@ def open_dataset(
     cache_bytes: int = CACHE_BYTES,
     disk_bytes: int = DISK_BYTES,
     cache_folder: str | None = None,
+    unpacked: bool | None = None,
 ) -> PreparedDataset:
     """Open the prepared dataset at `url`.
 
@@ -288,6 +291,8 @@ def open_dataset(
         disk_bytes: bytes of a remote dataset to keep on the local disk; 0 for none. All processes
             of a machine share them.
         cache_folder: where; None for `default_cache_folder()`.
+        unpacked: whether that is kept decompressed, of a local dataset as well; None for those
+            remote ones that fit so.
 
     Raises:
         DataError: `url` is not a prepared dataset, or its manifest is malformed or damaged.
@@ -297,7 +302,10 @@ def open_dataset(
     if not storage.exists(manifest_url):
         raise DataError(f"{url}: not a prepared dataset (no {MANIFEST}); run `fmcortex prep`")
     manifest = DatasetManifest.parse_sealed(storage.read_bytes(manifest_url), manifest_url)
-    disk = RangeCache(cache_folder or default_cache_folder(), disk_bytes)
+    if unpacked is None:
+        stored = manifest.movie_bytes + sum(entry.bytes for entry in manifest.sessions)
+        unpacked = not storage.is_local(url) and UNPACKED * stored <= disk_bytes
+    disk = RangeCache(cache_folder or default_cache_folder(), disk_bytes, unpacked)
     return PreparedDataset(storage.absolute(url), manifest, cache_bytes, disk)
 
 

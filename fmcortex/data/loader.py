@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fmcortex.data.dataset import PreparedDataset
 from fmcortex.data.plan import Draw, SamplingPlan
-from fmcortex.data.shards import ARRAYS, TrialArrays
+from fmcortex.data.shards import TrialArrays
 
 
 @dataclass(frozen=True)
@@ -40,34 +41,53 @@ class Batch:
         return Batch(self.draw, *(x.to(device, non_blocking=True) for x in tensors))
 
 
+def empty_batch(dataset: PreparedDataset, draw: Draw, clip: int, pin: bool = False) -> Batch:
+    """What the clips of `draw`, `clip` frames each, are to be written into.
+
+    torch's own memory: NumPy's is aligned by chance, and the last bits of what is computed would
+    depend on it.
+    """
+    like = dataset.session(draw.session).arrays(0)
+
+    def empty(values: np.ndarray, dtype: torch.dtype) -> Tensor:
+        shape = len(draw.clips), clip, *values.shape[1:]
+        return torch.empty(shape, dtype=dtype, pin_memory=pin)
+
+    return Batch(
+        draw,
+        empty(like.stimulus, torch.uint8),
+        empty(like.perspectives, torch.float32),
+        empty(like.modulations, torch.float32),
+        empty(like.responses, torch.float32),
+    )
+
+
+def fill_batch(dataset: PreparedDataset, batch: Batch) -> None:
+    """Read the clips of `batch.draw` into it.
+
+    Raises:
+        DataError: a shard is missing, truncated or corrupt.
+    """
+    session = dataset.session(batch.draw.session)
+    for number, one in enumerate(batch.draw.clips):
+        out = TrialArrays(
+            batch.stimuli[number].numpy(),
+            batch.responses[number].numpy(),
+            batch.perspectives[number].numpy(),
+            batch.modulations[number].numpy(),
+        )
+        session.window(one.trial, one.start, batch.stimuli.shape[1], out)
+
+
 def read_batch(dataset: PreparedDataset, draw: Draw, clip: int, pin: bool = False) -> Batch:
     """Read the clips of `draw`, `clip` frames each.
 
     Raises:
         DataError: a shard is missing, truncated or corrupt.
     """
-    session = dataset.session(draw.session)
-    # Each window is written into torch's own memory: NumPy's is aligned by chance, and the last
-    # bits of what is computed would depend on it.
-    like = session.arrays(0)
-    tensors = {
-        name: torch.empty(
-            (len(draw.clips), clip, *getattr(like, name).shape[1:]),
-            dtype=torch.uint8 if name == "stimulus" else torch.float32,
-            pin_memory=pin,
-        )
-        for name in ARRAYS
-    }
-    for number, one in enumerate(draw.clips):
-        out = TrialArrays(**{name: tensor[number].numpy() for name, tensor in tensors.items()})
-        session.window(one.trial, one.start, clip, out)
-    return Batch(
-        draw,
-        tensors["stimulus"],
-        tensors["perspectives"],
-        tensors["modulations"],
-        tensors["responses"],
-    )
+    batch = empty_batch(dataset, draw, clip, pin)
+    fill_batch(dataset, batch)
+    return batch
 
 
 class ClipLoader:

@@ -12,6 +12,7 @@ from fmcortex.data.cache import RangeCache
 from fmcortex.data.codecs import add_up, decompress
 from fmcortex.data.manifest import MovieEntry
 from fmcortex.data.memory import MemoryCache
+from fmcortex.data.unpacked import UnpackedFile
 
 #: The one shard of a movie's zarr array, which holds all its chunks.
 ARRAY = "c/0/0/0"
@@ -53,15 +54,24 @@ class Movie:
         self._file = BlockFile(
             self._url, entry.chunks, entry.sha256, "movie", f"{self._url}: movie {name[:12]}", disk
         )
+        self._unpacked: UnpackedFile | None = None
+        if disk.unpacked:
+            lines = [(entry.chunk_frames, entry.height * entry.width)] * len(entry.chunks)
+            self._unpacked = UnpackedFile(
+                self._file, lines, lambda n, content: self._unpack(n, content).reshape(-1), disk
+            )
         self._memory = memory
 
     def window(self, start: int, frames: int, out: np.ndarray) -> None:
-        """Write frames `start` to `start + frames` into `out`, uint8 [frames, H, W].
+        """Write frames `start` to `start + frames` into `out`, uint8 [frames, H, W] in C order.
 
         Raises:
             DataError: the movie is missing or damaged; the message names its file.
             StorageError: it cannot be read.
         """
+        if self._unpacked is not None:
+            self._unpacked.read(start, start + frames, out.reshape(-1))
+            return
         size = self.entry.chunk_frames
         numbers = range(start // size, -(-(start + frames) // size))
         for number, chunk in zip(numbers, self._chunks(numbers), strict=True):
@@ -70,18 +80,23 @@ class Movie:
             out[low - start : high - start] = chunk[low - number * size : high - number * size]
 
     def _chunks(self, numbers: range) -> list[np.ndarray]:
-        entry = self.entry
         chunks = {number: self._memory.get((self.name, number)) for number in numbers}
         missing = [number for number, chunk in chunks.items() if chunk is None]
         if missing:
-            shape = (entry.chunk_frames, entry.height, entry.width)
             span = range(missing[0], missing[-1] + 1)
             for number, content in zip(span, self._file.read(span.start, span.stop), strict=True):
                 if chunks[number] is None:
-                    chunk = decompress(content, "|u1", shape, f"{self._url}: chunk {number}")
-                    if entry.differences:
-                        add_up(chunk)
-                    chunk.flags.writeable = False  # it may be shared through the cache
+                    chunk = self._unpack(number, content)
                     self._memory.put((self.name, number), chunk)
                     chunks[number] = chunk
         return [chunk for chunk in chunks.values() if isinstance(chunk, np.ndarray)]
+
+    def _unpack(self, number: int, content: memoryview) -> np.ndarray:
+        """The frames of a chunk; read-only, since they may be shared through the cache."""
+        entry = self.entry
+        shape = (entry.chunk_frames, entry.height, entry.width)
+        chunk = decompress(content, "|u1", shape, f"{self._url}: chunk {number}")
+        if entry.differences:
+            add_up(chunk)
+        chunk.flags.writeable = False
+        return chunk

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from fmcortex.data.codecs import decompress
 from fmcortex.data.manifest import IndexedTrial, Shard, ShardIndex, TrialHeader
 from fmcortex.data.memory import MemoryCache
 from fmcortex.data.scans import interpolate, rows_around
+from fmcortex.data.unpacked import UnpackedFile
 from fmcortex.errors import DataError
 
 HEADER = "header.json"
@@ -237,6 +239,19 @@ class StoredTrial:
         self._starts = np.cumsum([len(self._names), *map(len, indexed.responses)]).tolist()
         self._key = (url, blocks[0].offset)
         self._file = BlockFile(url, blocks, shard.sha256, "shard", self._where, disk)
+        self._sizes = [block.length for block in indexed.small.values()]
+        # Of each block of responses: its group, and its number in it.
+        self._places = [(g, b) for g, own in enumerate(indexed.responses) for b in range(len(own))]
+        rows = [rows for _, rows in header.groups]
+        self._first_rows = np.cumsum([len(self._names), *rows]).tolist()
+        self._unpacked: UnpackedFile | None = None
+        if disk.unpacked:
+            item = np.dtype(header.dtype).itemsize
+            lines = [(1, size) for size in self._sizes]
+            for place in self._places:
+                count, neurons = block_shape(header, *place)
+                lines.append((count, neurons * item))
+            self._unpacked = UnpackedFile(self._file, lines, self._unpack, disk)
 
     def window(self, start: int, out: TrialArrays, delays: np.ndarray | None) -> None:
         """Write frames from `start` on into `out`, all but the stimulus.
@@ -262,7 +277,7 @@ class StoredTrial:
     def _small(self) -> SmallArrays:
         small = self._memory.get((*self._key, "small"))
         if small is None:
-            members = dict(zip(self._names, self._file.read(0, len(self._names)), strict=True))
+            members = dict(zip(self._names, self._small_members(), strict=True))
             header = TrialHeader.parse(bytes(members[HEADER]), f"{self._where}: {HEADER}")
             if header != self.header:
                 raise DataError(f"{self._where}: {HEADER} differs from the index")
@@ -271,8 +286,19 @@ class StoredTrial:
         assert isinstance(small, SmallArrays)
         return small
 
+    def _small_members(self) -> list[memoryview]:
+        if self._unpacked is None:
+            return self._file.read(0, len(self._names))
+        content = self._unpacked.read(0, len(self._names)).data
+        edges = [0, *accumulate(self._sizes)]
+        return [content[start:end] for start, end in pairwise(edges)]
+
     def _rows(self, group: int, first: int, last: int) -> np.ndarray:
         """Rows `first` to before `last` of a group, as stored."""
+        if self._unpacked is not None:
+            line = self._first_rows[group]
+            values = self._unpacked.read(line + first, line + last).view(self.header.dtype)
+            return values.reshape(last - first, -1)
         size = self.header.block_rows
         numbers = range(first // size, -(-last // size))
         found = {number: self._memory.get((*self._key, group, number)) for number in numbers}
@@ -283,12 +309,24 @@ class StoredTrial:
             contents = self._file.read(begin + span.start, begin + span.stop)
             for number, content in zip(span, contents, strict=True):
                 if found[number] is None:
-                    shape = block_shape(self.header, group, number)
-                    where = f"{self._where}: {block_member(group, number)}"
-                    block = decompress(content, self.header.dtype, shape, where)
-                    block.flags.writeable = False  # it may be shared through the cache
+                    block = self._block(group, number, content)
                     self._memory.put((*self._key, group, number), block)
                     found[number] = block
         blocks = [block for block in found.values() if isinstance(block, np.ndarray)]
         whole = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         return whole[first - numbers.start * size : last - numbers.start * size]
+
+    def _block(self, group: int, number: int, content: memoryview) -> np.ndarray:
+        """A block of responses; read-only, since it may be shared through the cache."""
+        shape = block_shape(self.header, group, number)
+        where = f"{self._where}: {block_member(group, number)}"
+        block = decompress(content, self.header.dtype, shape, where)
+        block.flags.writeable = False
+        return block
+
+    def _unpack(self, number: int, content: memoryview) -> np.ndarray:
+        """The bytes of any block."""
+        if number < len(self._names):
+            return np.frombuffer(content, np.uint8)
+        block = self._block(*self._places[number - len(self._names)], content)
+        return block.reshape(-1).view(np.uint8)

@@ -194,7 +194,7 @@ GROUPS: Mapping[str, Sequence[Kind]] = {
             Panel(
                 "waiting for data",
                 "Part of the time that training waits for clips. Above 0.05, raise data.prefetch "
-                "or data.cache_mb, or bring the data nearer.",
+                "or data.cache_mb, set data.cache_unpacked=true, or bring the data nearer.",
                 "fraction",
                 least=0,
                 most=0.1,

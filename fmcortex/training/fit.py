@@ -53,7 +53,7 @@ def dataset_of(config: RunConfig) -> PreparedDataset:
         raise ConfigError("data.url: missing; name a prepared dataset (--set data.url=...)")
     data = config.data
     disk = int(data.cache_gb * 2**30)
-    return open_dataset(data.url, data.cache_mb << 20, disk, data.cache_folder)
+    return open_dataset(data.url, data.cache_mb << 20, disk, data.cache_folder, data.cache_unpacked)
 
 
 def sessions_of(config: RunConfig, dataset: PreparedDataset) -> list[str]:

@@ -20,12 +20,12 @@ from fmcortex.training.fit import fit
 
 
 @pytest.fixture
-def short(tiny_run: RunConfig) -> Callable[[str], RunConfig]:
-    """A run of three steps on the dataset at a URL."""
+def short(tiny_run: RunConfig) -> Callable[..., RunConfig]:
+    """A run of three steps on the dataset at a URL, with other settings of its reading."""
 
-    def make(url: str) -> RunConfig:
+    def make(url: str, **reading: object) -> RunConfig:
         values = tiny_run.model_dump()
-        values["data"]["url"] = url
+        values["data"] |= {"url": url, **reading}
         values["training"] |= {"epochs": 1, "steps_per_epoch": 3, "warmup_epochs": 0}
         return RunConfig.model_validate(values)
 
@@ -44,7 +44,7 @@ def flip(path: Path, position: int) -> None:
 
 @pytest.mark.parametrize("what", ["shard", "movie", "session manifest", "manifest"])
 def test_a_flipped_byte_ends_it_by_name(
-    prepared: str, tmp_path: Path, short: Callable[[str], RunConfig], what: str
+    prepared: str, tmp_path: Path, short: Callable[..., RunConfig], what: str
 ) -> None:
     copy = Path(shutil.copytree(prepared, tmp_path / "data"))
     # A block of every trial, since a run of three steps does not read all of them.
@@ -96,15 +96,16 @@ def remote(prepared: str, proxy: FaultProxy, s3: str, monkeypatch: pytest.Monkey
     return storage.join(s3, "data")
 
 
+@pytest.mark.parametrize("kept", ["packed", "unpacked"])
 def test_a_network_that_fails_now_and_then_changes_nothing(
-    prepared: str, remote: str, proxy: FaultProxy, short: Callable[[str], RunConfig]
+    prepared: str, remote: str, proxy: FaultProxy, short: Callable[..., RunConfig], kept: str
 ) -> None:
     expected = weights(short(prepared))
     faults = ("reset", "slow_down", "error", "truncate", "reset_body")
     rules = [Rule(fault, method="GET", skip=5, times=3, chance=0.2) for fault in faults]
     # What is wrong twice is taken to be wrong on the store.
     proxy.breaks(Rule("flip", method="GET", path="/c/0/0/0"), *rules)
-    found = weights(short(remote))
+    found = weights(short(remote, cache_unpacked=kept == "unpacked"))
     assert proxy.counts["flip"] == 1
     assert sum(proxy.counts.values()) >= 6
     assert len(proxy.counts) >= 4
@@ -112,7 +113,7 @@ def test_a_network_that_fails_now_and_then_changes_nothing(
 
 
 def test_a_store_that_is_gone_ends_it_in_one_line(
-    remote: str, proxy: FaultProxy, short: Callable[[str], RunConfig]
+    remote: str, proxy: FaultProxy, short: Callable[..., RunConfig]
 ) -> None:
     proxy.breaks(Rule("slow_down", method="GET", path=r"\.tar", times=None))
     began = time.monotonic()
@@ -123,7 +124,7 @@ def test_a_store_that_is_gone_ends_it_in_one_line(
 
 
 def test_a_byte_that_is_wrong_on_the_store_is_never_trained_on(
-    remote: str, short: Callable[[str], RunConfig]
+    remote: str, short: Callable[..., RunConfig]
 ) -> None:
     session = open_dataset(remote).session("mouse01-1-1")
     for trial in session.manifest.trials:
