@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import google_crc32c
+import numpy as np
 
 from fmcortex import storage
 from fmcortex.data.cache import RangeCache
@@ -137,7 +138,7 @@ class BlockFile:
             if len(part) != block.length:
                 size = start + len(content)
                 return f"{self._where}: {self._what} is cut short: it ends at byte {size}"
-            if google_crc32c.value(bytes(part)) != block.crc32c:
+            if google_crc32c.value(np.frombuffer(part, np.uint8)) != block.crc32c:
                 return (
                     f"{self._where}: bytes {block.offset} to {_end(block)} differ from their"
                     f" checksum; the {self._what} is damaged"
