@@ -46,22 +46,28 @@ def rows_around(
     return min(max(first, 0), len(times) - 2), min(max(last, 1), len(times) - 1) + 1
 
 
-def weights(times: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Weights float32 [T, n] of the scans in each frame, whose response is linear between scans.
+def weights(times: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of the scans in each frame, whose response is linear between scans.
 
     Before the first and after the last scan that scan holds.
 
     Args:
         times: seconds [n] of the scans, increasing; n >= 2.
-        at: seconds [T].
+        at: seconds [R, T] of the frames, of each of R rows increasing.
+
+    Returns:
+        float32 [R, T, k], and the scan [R] that the first of the k is of in each row: the last of
+        them may be past the last scan, and is then 0.
     """
-    left = np.clip(np.searchsorted(times, at, side="right") - 1, 0, len(times) - 2)
+    left = np.searchsorted(times, at, side="right") - 1
+    np.clip(left, 0, len(times) - 2, out=left)
     part = np.clip((at - times[left]) / (times[left + 1] - times[left]), 0.0, 1.0)
-    found = np.zeros((len(at), len(times)), np.float32)
-    frames = np.arange(len(at))
-    found[frames, left] = 1 - part
-    found[frames, left + 1] = part
-    return found
+    low = left[:, 0]
+    place = left - low[:, None]
+    found = np.zeros((*at.shape, int(place[:, -1].max()) + 2), np.float32)
+    np.put_along_axis(found, place[..., None], 1 - part[..., None], axis=2)
+    np.put_along_axis(found, place[..., None] + 1, part[..., None], axis=2)
+    return found, low
 
 
 def interpolate(
@@ -86,16 +92,13 @@ def interpolate(
         _neuron_by_neuron(values, times, at, delays, out)
         return
     values = values.astype(np.float32, copy=False)
+    delay = np.array([delay for _, _, delay in runs])[:, None]
     for begin in range(0, len(at), _FRAMES):
-        frames = at[begin : begin + _FRAMES]
-        for first, last, delay in runs:
-            asked = frames - delay
-            low, high = rows_around(times, asked)
-            np.matmul(
-                weights(times[low:high], asked),
-                values[low:high, first:last],
-                out=out[begin : begin + _FRAMES, first:last],
-            )
+        part = out[begin : begin + _FRAMES]
+        found, low = weights(times, at[begin : begin + _FRAMES] - delay)
+        for (first, last, _), weight, start in zip(runs, found, low.tolist(), strict=True):
+            rows = values[start : start + weight.shape[1], first:last]
+            np.matmul(weight[:, : len(rows)], rows, out=part[:, first:last])
 
 
 def _neuron_by_neuron(
