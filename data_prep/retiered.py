@@ -11,11 +11,14 @@ from data_prep.readers.protocol import RawTrial, Reader, SessionInfo, TrialRef
 from fmcortex.data.manifest import Tier
 from fmcortex.data.movies import movie_name
 
+#: Why a trial is left out whose movie is on both sides of the split.
+ASTRIDE = "its movie is like one in training and one held out, both prepared before"
+
 
 class Retiered:
-    """A reader whose trials have tiers of ours; trials without one are left out."""
+    """A reader whose trials have tiers of ours; those whose tier is None are left out."""
 
-    def __init__(self, reader: Reader, tiers: Mapping[str, Tier]) -> None:
+    def __init__(self, reader: Reader, tiers: Mapping[str, Tier | None]) -> None:
         self._reader, self._tiers = reader, tiers
         self._refs: dict[str, TrialRef] = {}
 
@@ -32,11 +35,13 @@ class Retiered:
     def trials(self) -> list[TrialRef]:
         """See `Reader.trials`."""
         self._refs = {ref.key: ref for ref in self._reader.trials()}
-        return [
-            replace(ref, tier=self._tiers[ref.key])
-            for ref in self._refs.values()
-            if ref.key in self._tiers
-        ]
+        found = []
+        for ref in self._refs.values():
+            if ref.key in self._tiers:
+                tier = self._tiers[ref.key]
+                own = replace(ref, left_out=ASTRIDE) if tier is None else replace(ref, tier=tier)
+                found.append(own)
+        return found
 
     def read(self, ref: TrialRef) -> RawTrial:
         """See `Reader.read`."""

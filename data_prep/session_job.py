@@ -18,7 +18,7 @@ from data_prep.movie_writer import stored_movie
 from data_prep.parallel import Task
 from data_prep.readers.find import open_reader
 from data_prep.readers.protocol import Reader
-from data_prep.retiered import Retiered
+from data_prep.retiered import ASTRIDE, Retiered
 from data_prep.scaling import Scaling, scaling_of
 from data_prep.session_writer import MANIFEST, SOURCES, SURVEY, finish_session
 from data_prep.settings import PrepSettings
@@ -36,8 +36,8 @@ from fmcortex.data.files import file_sizes, session_files
 from fmcortex.data.manifest import VERSION, SessionManifest, SourceList, Tier
 from fmcortex.errors import ConfigError, DataError, FmcortexError, StorageError
 
-#: Tiers of a session's trials by key, where they are made here.
-Tiers = Mapping[str, Tier] | None
+#: Tiers of a session's trials by key, where they are made here; None of one to be left out.
+Tiers = Mapping[str, Tier | None] | None
 
 
 def open_session(folder: str, settings: PrepSettings, tiers: Tiers) -> Reader:
@@ -298,9 +298,11 @@ def session_manifest(to: str, name: str) -> SessionManifest | None:
         return None
 
 
-def tiers_of(manifest: SessionManifest) -> dict[str, Tier]:
-    """The tier of each trial of a session, those left out too."""
-    tiers: dict[str, Tier] = {item.trial: item.tier for item in manifest.excluded}
+def tiers_of(manifest: SessionManifest) -> dict[str, Tier | None]:
+    """The tier of each trial of a session, those left out too, as in `Tiers`."""
+    tiers: dict[str, Tier | None] = {
+        item.trial: None if item.reason == ASTRIDE else item.tier for item in manifest.excluded
+    }
     tiers |= {trial.key: "train" for trial in manifest.trials}
     return tiers | {trial.key: v.tier for v in manifest.videos for trial in v.shown}
 

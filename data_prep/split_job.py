@@ -18,7 +18,7 @@ from data_prep.near_duplicates import near_duplicates
 from data_prep.parallel import Task, run
 from data_prep.readers.find import open_reader
 from data_prep.settings import PrepSettings
-from data_prep.splits import Leak, MovieUse, assign_tiers, find_leaks
+from data_prep.splits import Leak, MovieUse, assign_tiers, astride, find_leaks
 from data_prep.survey import PART
 from fmcortex import storage
 from fmcortex.data.dataset import open_dataset
@@ -118,12 +118,13 @@ def made_tiers(
     workers: int,
     overwrite: bool,
     note: Callable[[str], None],
-) -> dict[str, dict[str, Tier]]:
-    """Tiers of the trials of all sessions, by session and key.
+) -> dict[str, dict[str, Tier | None]]:
+    """Tiers of the trials of all sessions, by session and key; None for those to be left out.
 
     Movies that are alike are in one tier, in all sessions of the run and in those that are at
-    the target already, whose movies keep theirs. Of a session that cannot be read there are none:
-    the preparation will say why.
+    the target already, whose movies keep theirs. A movie that is alike to some of training and to
+    some held out there, such as one cut together of both, is left out. Of a session that cannot be
+    read there are no tiers: the preparation will say why.
 
     Raises:
         ConfigError: the target's split was made with other settings.
@@ -143,14 +144,16 @@ def made_tiers(
         # Repeats are those of one mouse: other mice tell nothing of how reliable its neurons are.
         for movie, count in Counter(shown.movie for shown in job.shown).items():
             times[movie] = max(times.get(movie, 0), count)
+    pairs = near_duplicates(hashes)
     tiers = assign_tiers(
         [MovieUse(name, seconds[name], times[name]) for name in sorted(seconds)],
-        near_duplicates(hashes),
+        pairs,
         {"validation": settings.validation_fraction, "test": settings.test_fraction},
         settings.split_seed,
         known,
     )
-    tiers = {**tiers, **known}
+    left_out = astride(tiers, known, pairs)
+    tiers = {name: tier for name, tier in tiers.items() if name not in left_out} | known
     movies = {
         name: MovieTier(tier=tiers[name], hashes=[f"{h:016x}" for h in hashes[name].tolist()])
         for name in sorted(tiers)
@@ -159,7 +162,7 @@ def made_tiers(
         file = stored.model_copy(update={"movies": movies})
         storage.write_bytes(storage.join(to, SPLIT), file.sealed())
     return {
-        job.name: {shown.key: tiers[shown.movie] for shown in job.shown}
+        job.name: {shown.key: tiers.get(shown.movie) for shown in job.shown}
         for job in jobs
         if job.error is None
     }

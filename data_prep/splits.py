@@ -119,6 +119,29 @@ def assign_tiers(
     return {use.movie: tiers[names[use.movie]] for use in uses}
 
 
+def astride(
+    tiers: Mapping[str, Tier], known: Mapping[str, Tier], pairs: Iterable[Pair]
+) -> set[str]:
+    """Movies that would leak, whatever their tier: they join known ones of both sides.
+
+    Args:
+        tiers: of movies, as `assign_tiers` gives them.
+        known: tiers of movies that cannot be moved.
+        pairs: movies that are alike.
+
+    Returns:
+        Those of `tiers` but not `known` that are alike to a known one, one of the two for training
+        and the other held out.
+    """
+    found = set()
+    for pair in pairs:
+        for new, old in ((pair.first, pair.second), (pair.second, pair.first)):
+            apart = new in tiers and new not in known and old in known
+            if apart and (tiers[new] == "train") != (known[old] == "train"):
+                found.add(new)
+    return found
+
+
 def _fixed(names: Mapping[str, str], known: Mapping[str, Tier]) -> dict[str, Tier]:
     """The tiers of the groups that have a known movie."""
     found: dict[str, set[Tier]] = {}

@@ -45,12 +45,14 @@ class TrialRef:
         tier: which use it is for.
         domain: the kind of stimulus, one of `DOMAINS` or "unknown".
         video: identity of the video if the source names it, None if only its content tells.
+        left_out: why it is not to be used, if it is not.
     """
 
     key: str
     tier: Tier
     domain: str
     video: str | None = None
+    left_out: str | None = None
 
 
 @dataclass(frozen=True)

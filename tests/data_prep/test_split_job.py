@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from data_prep.job import prepare
+from data_prep.retiered import ASTRIDE
 from data_prep.settings import PrepSettings
 from data_prep.simulator.movies import natural_movie
-from data_prep.split_job import leaks
+from data_prep.split_job import SPLIT, leaks
 from fmcortex.data.dataset import open_dataset
 from fmcortex.data.describe import verify
-from fmcortex.errors import ConfigError
+from fmcortex.errors import ConfigError, DataError
 
 MADE = PrepSettings(split="made", test_fraction=0.25, validation_fraction=0.2)
 COUNT, NEURONS = 8, 3
@@ -95,6 +96,49 @@ def test_another_split_is_refused_or_made_of_all(movies, tmp_path: Path) -> None
     prepare(str(source), to, other, overwrite=True)
     assert tiers(to, "a-1-1") == tiers(to, "b-1-1") != before
     assert leaks(to) == []
+
+
+def test_a_movie_that_joins_both_sides_is_left_out(movies, tmp_path: Path) -> None:
+    to = str(tmp_path / "to")
+    write(tmp_path / "source" / "a-1-1", movies)
+    prepare(str(tmp_path / "source"), to, MADE)
+    first = tiers(to, "a-1-1")
+    trained, held_out = (
+        next(movies[int(key)] for key, tier in first.items() if (tier == "train") == train)
+        for train in (True, False)
+    )
+    # Cut together of both; of the one that is held out and something new; as the first again.
+    generator = np.random.default_rng(8)
+    new = natural_movie(90, 18, 32, 30.0, generator)
+    cut = [np.concatenate([trained, held_out]), np.concatenate([held_out, new]), trained]
+    write(tmp_path / "later" / "b-1-1", cut)
+    for _ in range(2):
+        lines: list[str] = []
+        prepare(str(tmp_path / "later"), to, MADE, progress=lines.append)
+        [left_out] = open_dataset(to).session("b-1-1").manifest.excluded
+        assert (left_out.trial, left_out.reason) == ("0", ASTRIDE)
+        found = tiers(to, "b-1-1")
+        assert sorted(found) == ["1", "2"]
+        assert (found["1"] != "train", found["2"]) == (True, "train")
+        assert leaks(to) == []
+        assert tiers(to, "a-1-1") == first
+    assert lines == ["b-1-1: up to date"]
+    assert verify(to) == []
+    # Together they are one group.
+    write(tmp_path / "source" / "b-1-1", cut)
+    prepare(str(tmp_path / "source"), str(tmp_path / "all"), MADE)
+    assert open_dataset(str(tmp_path / "all")).session("b-1-1").manifest.excluded == []
+    assert leaks(str(tmp_path / "all")) == []
+
+
+def test_a_damaged_split_is_named(movies, tmp_path: Path) -> None:
+    write(tmp_path / "source" / "a-1-1", movies)
+    to = tmp_path / "to"
+    prepare(str(tmp_path / "source"), str(to), MADE)
+    text = (to / SPLIT).read_text()
+    (to / SPLIT).write_text(text.replace('"train"', '"test"', 1))
+    with pytest.raises(DataError, match=r"to/split\.json: differs from its own checksum"):
+        prepare(str(tmp_path / "source"), str(to), MADE)
 
 
 def test_leaks_of_given_tiers_are_reported(movies, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_prep.near_duplicates import Pair, groups
-from data_prep.splits import Leak, MovieUse, assign_tiers, find_leaks
+from data_prep.splits import Leak, MovieUse, assign_tiers, astride, find_leaks
 from fmcortex.data.manifest import Tier
 
 TENTHS = {"test": 0.1, "validation": 0.1}
@@ -150,6 +150,18 @@ def test_known_tiers_are_kept_and_joined_through_movies_outside_the_run():
     }
     with pytest.raises(KeyError, match="nobody"):
         assign_tiers(movies, [pair("a", "nobody")], TENTHS, 0, known)
+
+
+def test_movies_between_known_ones_of_both_sides():
+    known: dict[str, Tier] = {"t": "train", "e": "test", "v": "validation"}
+    pairs = [pair("new", "t"), pair("new", "e"), pair("held", "e"), pair("held", "v")]
+    pairs += [pair("other", "t"), pair("free", "new"), pair("t", "e")]
+    new = uses(["new", "held", "other", "free", "t"])
+    tiers = assign_tiers(new, pairs, {"test": 0.2, "validation": 0.2}, 0, known)
+    # "other" and "free" are in the one group that "new" makes, whose tier is test.
+    assert tiers == dict.fromkeys(["new", "held", "other", "free", "t"], "test")
+    assert astride(tiers, known, pairs) == {"new", "other"}
+    assert astride({"other": "train", "t": "train"}, known, pairs) == set()
 
 
 @pytest.mark.parametrize("seed", range(30))
