@@ -34,8 +34,8 @@ from data_prep.simulator.stimuli import DOMAIN_STIMULI, Screen
 from fmcortex.tables import print_table
 
 SIZES = ((36, 64), (144, 256))
-FRAME_BLOCKS = (25, 50, 100)
-SAMPLE_BLOCKS = (16, 64)
+FRAME_BLOCKS = (15, 25, 50)
+SAMPLE_BLOCKS = (8, 16, 64)
 #: Hz. Movies for the responses are made at four frames a scan, so that no sample is interpolated.
 SCAN_RATE = 7.0
 DEGREES = 120.0  # the monitor's width

@@ -98,7 +98,7 @@ def mds(url: str, folder: Path) -> Read:
 def write_zarr(session: PreparedSession, to: str) -> None:
     """A zarr group of a session: an array a kind, trials end to end, zarr's own compression.
 
-    Chunks are of 25 frames, as long as ours; zarr's own guess is of a few frames and slower.
+    Chunks are of 25 frames; zarr's own guess is of a few frames and slower.
     """
     group = zarr.create_group(to)
     frames = sum(trial.frames for trial in session.manifest.trials)

@@ -20,9 +20,9 @@ from fmcortex.errors import DataError
 
 ZSTD_LEVEL = 1
 #: Frames of a chunk of a movie.
-CHUNK_FRAMES = 25
+CHUNK_FRAMES = 15
 #: Scans, or frames, of a block of responses.
-BLOCK_ROWS = 16
+BLOCK_ROWS = 8
 
 
 def compress(values: np.ndarray) -> bytes:
