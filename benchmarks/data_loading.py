@@ -261,14 +261,17 @@ def ways_of(base: str, folder: Path, forms: list[str]) -> list[Way]:
         return Path(tempfile.mkdtemp(dir=folder))
 
     session = open_dataset(str(folder / "ours")).session("mouse01-1-1")
+    # As it is by default, and the other form that there is.
     unpacked = not storage.is_local(base)
     form, other = ("unpacked", "packed") if unpacked else ("packed", "unpacked")
     ways = [
-        # As it is by default; the other form that there is; and as in a training of less data.
         Way(f"fmcortex, {form}", lambda: loaders.ours(at("ours"), fresh(), unpacked)),
         Way(f"fmcortex, {other}", lambda: loaders.ours(at("ours"), fresh(), not unpacked)),
-        Way("fmcortex, all in memory", lambda: loaders.ours(at("ours"), fresh(), unpacked, 1024)),
     ]
+    if not unpacked:
+        ways.append(
+            Way("fmcortex, all in memory", lambda: loaders.ours(at("ours"), fresh(), False, 1024))
+        )
     ways.append(Way(".npy a trial, float32", lambda: loaders.npy(at("npy-float32"), True)))
     ways.append(Way(".npy a trial, uint8 video", lambda: loaders.npy(at("npy-uint8"), False)))
     if "mds" in forms:
