@@ -1,4 +1,4 @@
-"""A bounded cache of byte ranges of remote files on the local disk, shared by processes."""
+"""A bounded cache of parts of files, mostly remote ones, on the local disk; processes share it."""
 
 from __future__ import annotations
 

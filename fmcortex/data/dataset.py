@@ -93,7 +93,7 @@ class PreparedSession:
             number: of the trial, from 0.
             start: first frame.
             frames: how many.
-            out: arrays to write into, C-contiguous; new ones if None.
+            out: arrays to write into; new ones if None.
 
         Returns:
             `out`, or the new arrays.

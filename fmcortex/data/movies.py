@@ -63,14 +63,17 @@ class Movie:
         self._memory = memory
 
     def window(self, start: int, frames: int, out: np.ndarray) -> None:
-        """Write frames `start` to `start + frames` into `out`, uint8 [frames, H, W] in C order.
+        """Write frames `start` to `start + frames` into `out`, uint8 [frames, H, W].
 
         Raises:
             DataError: the movie is missing or damaged; the message names its file.
             StorageError: it cannot be read.
         """
-        if self._unpacked is not None:
+        if self._unpacked is not None and out.flags.c_contiguous:
             self._unpacked.read(start, start + frames, out.reshape(-1))
+            return
+        if self._unpacked is not None:
+            out[...] = self._unpacked.read(start, start + frames).reshape(out.shape)
             return
         size = self.entry.chunk_frames
         numbers = range(start // size, -(-(start + frames) // size))

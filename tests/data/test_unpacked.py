@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 from cached import files, taken, total
 from tiny_recording import write_tiny
@@ -17,6 +18,7 @@ from data_prep.settings import PrepSettings
 from fmcortex.data import cache as cache_module
 from fmcortex.data import unpacked
 from fmcortex.data.dataset import UNPACKED, PreparedDataset, open_dataset
+from fmcortex.data.shards import TrialArrays
 from fmcortex.errors import DataError
 
 
@@ -172,3 +174,13 @@ def test_only_remote_datasets_that_fit_are_unpacked_by_themselves(
     assert not open_dataset(str(prepared)).disk.unpacked
     assert open_dataset(remote, disk_bytes=UNPACKED * stored).disk.unpacked
     assert not open_dataset(remote, disk_bytes=UNPACKED * stored - 1).disk.unpacked
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_into_arrays_in_any_order(prepared: Path, folder: Path, unpacked: bool) -> None:
+    session = open_dataset(str(prepared), 0, 1 << 20, str(folder), unpacked).session("s1")
+    expected = session.window(2, 1, 6)
+    arrays = {name: np.asfortranarray(np.zeros_like(a)) for name, a in vars(expected).items()}
+    session.window(2, 1, 6, TrialArrays(**arrays))
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(values, getattr(expected, name))
