@@ -146,7 +146,7 @@ def fill_gaps(values: np.ndarray) -> np.ndarray:
 
 
 def area_weights(source: int, target: int) -> np.ndarray:
-    """Weights [target, source] that average `source` pixels into `target` <= source equal areas."""
+    """Weights [target, source] that average `source` pixels into `target` equal areas."""
     edges = np.linspace(0, source, target + 1)
     pixels = np.arange(source)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)

@@ -158,8 +158,8 @@ class Frames:
         elif "external_file" in group:
             named = ", ".join(text(group["external_file"][:]))
             raise DataError(
-                f"{source}: its frames are in {named}; decode that once to uint8 [frame, height,"
-                " width] with numpy.save, beside nwb.json, and name it there as stimulus_file"
+                f"{source}: its frames are in {named}; decode that once, beside nwb.json, with"
+                " `fmcortex decode FILE --to NAME.npy`, and name it there as stimulus_file"
             )
         else:
             self.source, self._data = source, child(group, "data", source)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.video_file import grey_frames, resize, video_info
 from fmcortex.errors import DataError
 
 
@@ -64,53 +65,15 @@ def load_video(path: str, height: int, width: int, frame_rate: float) -> np.ndar
             raise DataError(f"{path}: not a .npy array: {error}") from error
         if array.ndim != 3 or array.dtype != np.uint8:
             raise DataError(f"{path}: is {array.dtype} {array.shape}, must be uint8 [T, H, W]")
-        video = [_resize(frame.astype(np.float32), height, width) for frame in array]
+        video = [resize(frame.astype(np.float32), height, width) for frame in array]
         times = np.arange(len(video))
     else:
-        video, source_rate = _decode(path, height, width)
+        video = [resize(frame, height, width) for frame in grey_frames(path)]
+        source_rate = video_info(path).frame_rate
+        if source_rate <= 0:
+            raise DataError(f"{path}: does not say its frame rate")
         steps = np.arange(int(len(video) / source_rate * frame_rate)) / frame_rate
         times = np.minimum(np.rint(steps * source_rate).astype(int), len(video) - 1)
     if not len(times):
         raise DataError(f"{path}: has no frames")
     return np.stack(video)[times]
-
-
-def _decode(path: str, height: int, width: int) -> tuple[list[np.ndarray], float]:
-    try:
-        import imageio.v3 as iio
-    except ImportError as error:
-        raise DataError(
-            f"{path}: reading video files needs imageio: pip install 'fmcortex[video]'"
-        ) from error
-    try:
-        rate = float(iio.immeta(path).get("fps") or 0)
-        frames = [_resize(_grey(np.asarray(frame)), height, width) for frame in iio.imiter(path)]
-    except Exception as error:  # imageio's plugins raise errors of their own
-        raise DataError(f"{path}: cannot be read as a video: {error}") from error
-    if rate <= 0:
-        raise DataError(f"{path}: does not say its frame rate")
-    return frames, rate
-
-
-def _grey(frame: np.ndarray) -> np.ndarray:
-    """Luma [H, W] of a frame [H, W] or [H, W, 3 or 4] (weights of ITU-R BT.601)."""
-    frame = frame.astype(np.float32)
-    if frame.ndim == 2:
-        return frame
-    return frame[..., :3] @ np.array([0.299, 0.587, 0.114], np.float32)
-
-
-def _resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """`frame` resized to [height, width] uint8 by averaging the area under each new pixel."""
-    if frame.shape != (height, width):
-        frame = _coverage(frame.shape[0], height) @ frame @ _coverage(frame.shape[1], width).T
-    return np.clip(np.rint(frame), 0, 255).astype(np.uint8)
-
-
-@lru_cache(maxsize=32)
-def _coverage(old: int, new: int) -> np.ndarray:
-    """Share of each old pixel in each new one [new, old] float32; rows sum to 1."""
-    edges = np.arange(new + 1) * old / new
-    low = np.maximum(edges[:-1, None], np.arange(old)[None])
-    high = np.minimum(edges[1:, None], np.arange(old)[None] + 1)
-    return (np.maximum(high - low, 0) * new / old).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Commands that make data: simulate, prep."""
+"""Commands that make data: simulate, decode, prep."""
 
 from __future__ import annotations
 
@@ -51,6 +51,34 @@ def simulate_command(
 
     settings = validated(SimulationSettings, with_overrides(values, list(overrides)), "simulate")
     simulate(settings, folder, click.echo, sessions=list(only) or None, workers=workers)
+
+
+@command("decode", "fmcortex decode stimulus.avi --to stimulus.npy --height 36 --width 64")
+@click.argument("video")
+@click.option("--to", required=True, metavar="FILE.npy", help="The array, uint8 [T, H, W].")
+@click.option("--height", type=click.IntRange(1), help="Pixels; those of the video if not given.")
+@click.option("--width", type=click.IntRange(1), help="Pixels; those of the video if not given.")
+def decode_command(video: str, to: str, height: int | None, width: int | None) -> None:
+    """Decode the file VIDEO to grey levels, as the nwb and signals layouts take them.
+
+    Every frame once, in order, whatever its time; pictures are resized by averaging areas.
+    """
+    from data_prep.video_file import decode_video, video_info
+    from fmcortex.progress import Progress
+
+    if (height is None) != (width is None):
+        raise click.UsageError("--height and --width go together")
+    size = None if height is None or width is None else (height, width)
+    said = video_info(video)
+    total = round(said.frame_rate * said.seconds)
+    with Progress("decode", total, "frame", every=5.0, stream=sys.stdout) as bar:
+
+        def track(done: int) -> None:
+            bar.total = max(bar.total, done)
+            bar.update(done)
+
+        frames, rows, columns = decode_video(video, to, size, track)
+    click.echo(f"{to}: {frames} frames of {rows} x {columns} pixels")
 
 
 @command("prep", "fmcortex prep recordings --to prepared --workers 2")

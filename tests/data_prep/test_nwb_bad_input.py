@@ -137,7 +137,7 @@ BAD = {
     ),
     "video outside": (
         lambda s: (s.folder / "nwb.json").write_text("{}"),
-        r"its frames are in stimulus\.avi; decode that once to uint8 .* as stimulus_file",
+        r"its frames are in stimulus\.avi; decode that once.*`fmcortex decode .* stimulus_file",
     ),
     "fewer frames than times": (
         lambda s: np.save(s.folder / "stimulus.npy", s.frames[:-1]),
