@@ -60,7 +60,7 @@ def report(step: int, lane: int = 0, session: str = "a", loss: float = 1.0) -> S
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
     settings = [f"output={tmp_path}", "training.epochs=2", "training.steps_per_epoch=20"]
-    return load_config(None, [*settings, "training.warmup_epochs=1", "tracking.page_seconds=0.01"])
+    return load_config(None, [*settings, "training.warmup_epochs=1", "tracking.page_seconds=1e-6"])
 
 
 def reporter(config: RunConfig, log: RunLog | None, heard: Heard) -> Reporter:

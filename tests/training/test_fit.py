@@ -323,7 +323,7 @@ def test_the_cache_is_that_of_the_configuration(
     monkeypatch.setattr(module, "open_dataset", spy)
     config = change(training__steps_per_epoch=1, data__cache_mb=3, data__cache_gb=0.5)
     fit(config)
-    assert opened == [(config.data.url, 3 << 20, 2**29, None)]
+    assert opened == [(config.data.url, 3 << 20, 2**29, None, None)]
 
 
 def test_a_part_of_another_recording(change: Change) -> None:
