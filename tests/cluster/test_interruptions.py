@@ -48,7 +48,11 @@ def wait_for(config: RunConfig, step: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
+    "number",
+    [
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_signal_saves_and_asks_to_be_queued_again(
     tiny_run: RunConfig, tmp_path: Path, number: signal.Signals
