@@ -52,26 +52,33 @@ def video_info(path: str) -> VideoInfo:
 
     try:
         said = imageio.immeta(path, plugin="FFMPEG")
-        width, height = said["source_size"]
+        width, height = said["size"]  # as decoded: turned, if the file says so
         return VideoInfo(height, width, said.get("fps") or 0.0, said.get("duration") or 0.0)
     except Exception as error:  # imageio's plugins raise errors of their own
         raise DataError(f"{path}: cannot be read as a video: {_line(str(error))}") from error
 
 
-def grey_frames(path: str) -> Iterator[np.ndarray]:
-    """Each frame of a video file once, in order, grey levels 0 to 255, float64 [H, W].
+def grey_frames(path: str, frame_rate: float | None = None) -> Iterator[np.ndarray]:
+    """The frames of a video file in order, grey levels 0 to 255, float64 [H, W].
 
     ffmpeg is run here, since imageio takes the frames before an error for all that there are.
+
+    Args:
+        path: the video file.
+        frame_rate: frames a second, for which frames are repeated or dropped by their times; None
+            for each frame once, whatever its time.
 
     Raises:
         DataError: as `video_info`, or the video is damaged.
     """
     info, count = video_info(path), 0
     shape = (info.height, info.width, 3)
-    command = [_ffmpeg(path), "-v", "error", "-xerror", "-noautorotate", "-i", f"file:{path}"]
-    # Passed through: else frames are repeated or dropped for a constant rate.
-    command += ["-map", "0:v:0", "-fps_mode", "passthrough", "-f", "rawvideo"]
-    command += ["-pix_fmt", "rgb24", "-"]
+    command = [_ffmpeg(path), "-v", "error", "-xerror", "-i", f"file:{path}", "-map", "0:v:0"]
+    if frame_rate is None:
+        command += ["-fps_mode", "passthrough"]
+    else:
+        command += ["-fps_mode", "cfr", "-r", str(frame_rate)]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     with (
         tempfile.TemporaryFile() as said,
         subprocess.Popen(
@@ -124,8 +131,6 @@ def decode_video(
                 if count == 0:
                     shape = picture.shape
                     start = _write_header(stream, (0, *shape))
-                elif picture.shape != shape:
-                    raise DataError(f"{path}: frame {count} is {picture.shape}, not {shape}")
                 stream.write(picture.tobytes())
                 count += 1
                 if progress is not None:

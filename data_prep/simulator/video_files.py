@@ -68,10 +68,10 @@ def load_video(path: str, height: int, width: int, frame_rate: float) -> np.ndar
         video = [resize(frame.astype(np.float32), height, width) for frame in array]
         times = np.arange(len(video))
     else:
-        video = [resize(frame, height, width) for frame in grey_frames(path)]
         source_rate = video_info(path).frame_rate
         if source_rate <= 0:
             raise DataError(f"{path}: does not say its frame rate")
+        video = [resize(frame, height, width) for frame in grey_frames(path, source_rate)]
         steps = np.arange(int(len(video) / source_rate * frame_rate)) / frame_rate
         times = np.minimum(np.rint(steps * source_rate).astype(int), len(video) - 1)
     if not len(times):

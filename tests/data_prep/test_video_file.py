@@ -63,6 +63,21 @@ def test_frames_that_come_unevenly_are_neither_repeated_nor_dropped(
     subprocess.run(command, check=True)
     decode_video(str(uneven), str(tmp_path / "x.npy"))
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), movie)
+    # The simulator shows them when they are due: the last one at 39 * 3 / 25 s.
+    shown = load_video(str(uneven), 48, 64, 25.0)
+    assert abs(len(shown) - 118) <= 4
+    for time, number in ((5, 5), (60, 20), (90, 30)):
+        around = movie[number - 1 : number + 2]
+        assert any((shown[time] == frame).all() for frame in around)
+
+
+def test_a_turned_picture(file: Path, movie: np.ndarray, tmp_path: Path) -> None:
+    turned = tmp_path / "turned.mp4"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-display_rotation", "90"]
+    command += ["-i", str(file), "-c", "copy", "-f", "mov", str(turned)]
+    subprocess.run(command, check=True)
+    assert decode_video(str(turned), str(tmp_path / "x.npy")) == (40, 64, 48)
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), np.rot90(movie, 1, (1, 2)))
 
 
 def test_colours_become_luma(tmp_path: Path) -> None:
