@@ -12,7 +12,7 @@ from fmcortex.data.manifest import Tier
 from fmcortex.data.movies import movie_name
 
 #: Why a trial is left out whose movie is on both sides of the split.
-ASTRIDE = "its movie is like one in training and one held out, both prepared before"
+ASTRIDE = "its movie is like one in training and one held out"
 
 
 class Retiered:

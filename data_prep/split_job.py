@@ -18,7 +18,7 @@ from data_prep.near_duplicates import near_duplicates
 from data_prep.parallel import Task, run
 from data_prep.readers.find import open_reader
 from data_prep.settings import PrepSettings
-from data_prep.splits import Leak, MovieUse, assign_tiers, astride, find_leaks
+from data_prep.splits import Leak, MovieUse, assign_apart, find_leaks
 from data_prep.survey import PART
 from fmcortex import storage
 from fmcortex.data.dataset import open_dataset
@@ -144,16 +144,14 @@ def made_tiers(
         # Repeats are those of one mouse: other mice tell nothing of how reliable its neurons are.
         for movie, count in Counter(shown.movie for shown in job.shown).items():
             times[movie] = max(times.get(movie, 0), count)
-    pairs = near_duplicates(hashes)
-    tiers = assign_tiers(
+    assigned = assign_apart(
         [MovieUse(name, seconds[name], times[name]) for name in sorted(seconds)],
-        pairs,
+        near_duplicates(hashes),
         {"validation": settings.validation_fraction, "test": settings.test_fraction},
         settings.split_seed,
         known,
     )
-    left_out = astride(tiers, known, pairs)
-    tiers = {name: tier for name, tier in tiers.items() if name not in left_out} | known
+    tiers = {name: tier for name, tier in assigned.items() if tier is not None} | known
     movies = {
         name: MovieTier(tier=tiers[name], hashes=[f"{h:016x}" for h in hashes[name].tolist()])
         for name in sorted(tiers)

@@ -104,7 +104,7 @@ def assign_tiers(
     if min(test, validation) < 0 or test + validation >= 1:
         raise ValueError(f"fractions of {test:g} for test, {validation:g} for validation")
     names = groups(chain((use.movie for use in uses), known), pairs)
-    fixed = _fixed(names, known)
+    fixed = _fixed(names, known.items())
     members: dict[str, list[MovieUse]] = {}
     for use in uses:
         members.setdefault(names[use.movie], []).append(use)
@@ -119,33 +119,45 @@ def assign_tiers(
     return {use.movie: tiers[names[use.movie]] for use in uses}
 
 
-def astride(
-    tiers: Mapping[str, Tier], known: Mapping[str, Tier], pairs: Iterable[Pair]
-) -> set[str]:
-    """Movies that would leak, whatever their tier: they join known ones of both sides.
+def assign_apart(
+    uses: Sequence[MovieUse],
+    pairs: Sequence[Pair],
+    fractions: Mapping[str, float],
+    seed: int,
+    known: Mapping[str, Tier],
+) -> dict[str, Tier | None]:
+    """As `assign_tiers`, but None for movies that would leak, whatever their tier.
 
-    Args:
-        tiers: of movies, as `assign_tiers` gives them.
-        known: tiers of movies that cannot be moved.
-        pairs: movies that are alike.
-
-    Returns:
-        Those of `tiers` but not `known` that are alike to a known one, one of the two for training
-        and the other held out.
+    Known movies stay where they are, so a new one goes to the side of those that it is like; new
+    ones that are alike are still in one tier. Left out is a new one that is like known ones of both
+    sides, and of new ones that join the two sides together, those that are like one in training.
     """
-    found = set()
+    new = {use.movie for use in uses} - set(known)
+    ties: dict[str, set[Tier]] = {}
     for pair in pairs:
-        for new, old in ((pair.first, pair.second), (pair.second, pair.first)):
-            apart = new in tiers and new not in known and old in known
-            if apart and (tiers[new] == "train") != (known[old] == "train"):
-                found.add(new)
-    return found
+        for one, other in ((pair.first, pair.second), (pair.second, pair.first)):
+            if one in new and other in known:
+                ties.setdefault(one, set()).add(known[other])
+    out = {movie for movie, some in ties.items() if "train" in some and len(some) > 1}
+    free = new - out
+    joined = [pair for pair in pairs if pair.first in free and pair.second in free]
+    names = groups(sorted(free), joined)
+    fixed = _fixed(names, [(movie, tier) for movie in free for tier in ties.get(movie, ())])
+    tiers = assign_tiers(
+        [use for use in uses if use.movie not in out],
+        joined,
+        fractions,
+        seed,
+        {**known, **{m: fixed[names[m]] for m in free if names[m] in fixed}},
+    )
+    out |= {movie for movie in free if "train" in ties.get(movie, ()) and tiers[movie] != "train"}
+    return {use.movie: None if use.movie in out else tiers[use.movie] for use in uses}
 
 
-def _fixed(names: Mapping[str, str], known: Mapping[str, Tier]) -> dict[str, Tier]:
-    """The tiers of the groups that have a known movie."""
+def _fixed(names: Mapping[str, str], known: Iterable[tuple[str, Tier]]) -> dict[str, Tier]:
+    """The tiers of the groups that have a movie with a known one."""
     found: dict[str, set[Tier]] = {}
-    for movie, tier in known.items():
+    for movie, tier in known:
         found.setdefault(names[movie], set()).add(tier)
     return {name: next(t for t in _STRICTEST if t in some) for name, some in found.items()}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_prep.near_duplicates import Pair, groups
-from data_prep.splits import Leak, MovieUse, assign_tiers, astride, find_leaks
+from data_prep.splits import Leak, MovieUse, assign_apart, assign_tiers, find_leaks
 from fmcortex.data.manifest import Tier
 
 TENTHS = {"test": 0.1, "validation": 0.1}
@@ -155,13 +155,32 @@ def test_known_tiers_are_kept_and_joined_through_movies_outside_the_run():
 def test_movies_between_known_ones_of_both_sides():
     known: dict[str, Tier] = {"t": "train", "e": "test", "v": "validation"}
     pairs = [pair("new", "t"), pair("new", "e"), pair("held", "e"), pair("held", "v")]
-    pairs += [pair("other", "t"), pair("free", "new"), pair("t", "e")]
-    new = uses(["new", "held", "other", "free", "t"])
-    tiers = assign_tiers(new, pairs, {"test": 0.2, "validation": 0.2}, 0, known)
-    # "other" and "free" are in the one group that "new" makes, whose tier is test.
-    assert tiers == dict.fromkeys(["new", "held", "other", "free", "t"], "test")
-    assert astride(tiers, known, pairs) == {"new", "other"}
-    assert astride({"other": "train", "t": "train"}, known, pairs) == set()
+    pairs += [pair("other", "t"), pair("other", "new"), pair("t", "e")]
+    # Together the two join what neither does alone.
+    pairs += [pair("left", "t"), pair("right", "v"), pair("left", "right")]
+    new = uses(["new", "held", "other", "left", "right", "t"])
+    found = assign_apart(new, pairs, TENTHS, 0, known)
+    assert found == {
+        "new": None, "held": "test", "other": "train", "left": None, "right": "validation",
+        "t": "train",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_is_alike_no_new_movie_leaks(seed):
+    rng = np.random.default_rng(seed)
+    movies = names(40)
+    tiers: list[Tier] = ["train", "validation", "test"]
+    known = {movie: tiers[rng.integers(3)] for movie in movies[:15]}
+    pairs = random_pairs(movies, 30, rng)
+    found = assign_apart(uses(movies[10:]), pairs, TENTHS, seed, known)
+    assert set(found) == set(movies[10:])
+    final = {movie: tier for movie, tier in found.items() if tier is not None} | known
+    for one in pairs:
+        both = {one.first, one.second}
+        if both <= set(final) and not both <= set(known):
+            assert len({final[movie] == "train" for movie in both}) == 1
+    assert sum(tier is None for tier in found.values()) < 15
 
 
 @pytest.mark.parametrize("seed", range(30))
