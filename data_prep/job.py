@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from data_prep.parallel import ray_cluster, run
+from data_prep.parallel import raise_failures, ray_cluster, run
 from data_prep.readers.find import find_sessions
 from data_prep.session_job import SessionJob, session_bytes
 from data_prep.session_writer import MANIFEST
@@ -20,7 +20,7 @@ from data_prep.settings import PrepSettings
 from data_prep.split_job import made_tiers
 from fmcortex import __version__, storage
 from fmcortex.data.manifest import DatasetManifest, MovieEntry, SessionEntry, SessionManifest
-from fmcortex.errors import ConfigError, DataError, FmcortexError, StorageError
+from fmcortex.errors import ConfigError, FmcortexError, StorageError
 
 
 def prepare(
@@ -81,20 +81,8 @@ def prepare(
             for folder in folders
         ]
         run(jobs, workers)
-    _raise_failures(jobs)
+    raise_failures(jobs)
     return write_manifest(to)
-
-
-def _raise_failures(jobs: list[SessionJob]) -> None:
-    """If any job failed, raise one error that names each failure."""
-    failures = [job.error for job in jobs if job.error is not None]
-    if len(failures) == 1:
-        raise failures[0]
-    if failures:
-        kinds = {type(error) for error in failures}
-        kind: type[FmcortexError] = kinds.pop() if len(kinds) == 1 else DataError
-        listed = "; ".join(map(str, failures))
-        raise kind(f"{len(failures)} of {len(jobs)} sessions failed: {listed}")
 
 
 def _check_writable(to: str) -> None:

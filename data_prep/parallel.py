@@ -31,6 +31,7 @@ class Job(Protocol):
     """Tasks that belong together: where one fails, the others are not done."""
 
     name: str
+    error: FmcortexError | None
 
     def start(self) -> list[Task]:
         """The first tasks."""
@@ -69,9 +70,21 @@ def run(jobs: Sequence[Job], workers: int) -> None:
         _run_on_ray(jobs, workers)
 
 
+def raise_failures(jobs: Sequence[Job]) -> None:
+    """If any job failed, raise one error that names each failure."""
+    failures = [job.error for job in jobs if job.error is not None]
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        kinds = {type(error) for error in failures}
+        kind: type[FmcortexError] = kinds.pop() if len(kinds) == 1 else DataError
+        listed = "; ".join(map(str, failures))
+        raise kind(f"{len(failures)} of {len(jobs)} sessions failed: {listed}")
+
+
 def _run_here(job: Job) -> None:
-    waiting = deque(job.start())
     try:
+        waiting = deque(job.start())
         while waiting:
             task = waiting.popleft()
             waiting.extend(task.then(task.function(*task.arguments)))

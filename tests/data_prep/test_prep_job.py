@@ -67,6 +67,17 @@ def test_other_settings_are_refused_unless_overwritten(sensorium, tmp_path):
     assert tree(tmp_path / "to") == tree(tmp_path / "new")
 
 
+def test_a_refused_session_does_not_stop_the_others(sensorium, tmp_path):
+    first, to = sensorium(name="8-5"), str(tmp_path / "to")
+    prepare(str(first.folder), to, SETTINGS)
+    sensorium(name="8-6")
+    lines, other = [], PrepSettings(trials_per_shard=3)
+    with pytest.raises(ConfigError, match=r"session 8-5 was prepared with another trials_per_sh"):
+        prepare(str(first.folder.parent), to, other, progress=lines.append)
+    assert [line.partition(":")[0] for line in lines] == ["8-5", "8-6"]
+    assert (tmp_path / "to" / "sessions" / "8-6" / "manifest.json").exists()
+
+
 def test_a_changed_source_or_a_lost_file_is_written_again(sensorium, tmp_path):
     recording, to = sensorium(), tmp_path / "to"
     prepare(str(recording.folder), str(to), SETTINGS)
