@@ -37,18 +37,25 @@ def fingerprint(folder: str) -> SourceList:
         DataError: a file cannot be read.
     """
     root = Path(folder)
-    files = {}
-    for path in source_files(root):
-        digest, size = hashlib.sha256(), 0
-        try:
-            with open(path, "rb") as stream:
-                while block := stream.read(_BLOCK):
-                    digest.update(block)
-                    size += len(block)
-        except OSError as error:
-            raise DataError(f"{path}: cannot read: {error.strerror}") from error
-        files[path.relative_to(root).as_posix()] = SourceFile(bytes=size, sha256=digest.hexdigest())
-    return SourceList(files=files)
+    found = {path.relative_to(root).as_posix(): file_sha256(path) for path in source_files(root)}
+    return SourceList(files=found)
+
+
+def file_sha256(path: Path) -> SourceFile:
+    """Size and SHA-256 of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    digest, size = hashlib.sha256(), 0
+    try:
+        with open(path, "rb") as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+                size += len(block)
+    except OSError as error:
+        raise DataError(f"{path}: cannot read: {error.strerror}") from error
+    return SourceFile(bytes=size, sha256=digest.hexdigest())
 
 
 def source_sha256(sources: SourceList) -> str:

@@ -18,10 +18,10 @@ A trial's frames are those of the ImageSeries from half a frame before start_tim
 before stop_time; trials of one condition have as many as the shortest of them. A condition that
 is shown often is a repeated video of the test tier (`repeats_for_test`), unless a column tells.
 
-What the release lacks: deconvolved traces (its Fluorescence is raw, so that a lab's own
-deconvolution is to be named as `responses`), areas of the neurons, the imaging delays of the
-fields (`field_delays_seconds`), and the stimulus itself, whose video lies beside the file and is
-decoded once to a .npy file (`stimulus_file`).
+What the release lacks: deconvolved traces (its Fluorescence is raw: `fmcortex deconvolve` makes
+activity of it once, in the folder `deconvolved`, or a lab's own is named as `responses`), areas
+of the neurons, the imaging delays of the fields (`field_delays_seconds`), and the stimulus itself,
+whose video lies beside the file and is decoded once to a .npy file (`stimulus_file`).
 
 A neuron's unit_id is the column unit_id of its segmentation, else the id of its ROI, and where
 ids occur in several fields, 1,000,000 times its field (from 1, in the order of the series' names)
@@ -44,15 +44,14 @@ import numpy as np
 from data_prep.checks import check_key
 from data_prep.readers import nwb_file
 from data_prep.readers.clock import Clock, Margin, behaviour_margin
-from data_prep.readers.nwb_rois import Field, read_fields, read_neurons
-from data_prep.readers.nwb_schema import NwbSession
+from data_prep.readers.deconvolved import DECONVOLVED, DeconvolvedSeries
+from data_prep.readers.nwb_rois import Field, Responses, deconvolved, read_fields, read_neurons
+from data_prep.readers.nwb_schema import NWB_JSON, nwb_source, read_nwb_json
 from data_prep.readers.protocol import RawTrial, SessionInfo, Signal, TrialRef, animal_of
-from data_prep.readers.signals_schema import read_json
 from data_prep.settings import PrepSettings
 from fmcortex.data.manifest import DOMAINS, Tier
 from fmcortex.errors import DataError
 
-_SETTINGS = "nwb.json"
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TIERS = ("train", "validation", "test", "none")
 
@@ -86,15 +85,15 @@ class NwbReader:
                 in it.
         """
         self._margin = behaviour_margin(settings or PrepSettings())
-        path = folder / _SETTINGS
-        self._session = session = read_json(path, NwbSession) if path.exists() else NwbSession()
+        path = folder / NWB_JSON
+        self._session = session = read_nwb_json(folder)
         for domain in session.intervals.values():
             if domain not in (*DOMAINS, "unknown"):
                 known = ", ".join(DOMAINS)
                 raise DataError(f"{path}: unknown domain {domain!r}; known: {known}, unknown")
-        self._source = session.url or str(_only_file(folder))
+        self._source = nwb_source(folder, session)
         self._file = nwb_file.open_nwb(self._source)
-        self._fields: list[Field] = read_fields(self._file, self._source, session)
+        self._fields, self._responses = self._read_responses(folder)
         self._position = self._series("pupil_position", "pupil", 2)
         self._radius = self._series("pupil_radius", "pupil", 1)
         self._treadmill = self._series("treadmill", "treadmill", 1)
@@ -109,6 +108,19 @@ class NwbReader:
             modulations=("pupil_radius", "treadmill_speed"),
             nan_is_missing=False,
         )
+
+    def _read_responses(self, folder: Path) -> tuple[list[Field], list[Responses]]:
+        session = self._session
+        path = session.responses or session.fluorescence
+        fields = read_fields(self._file, self._source, session, path)
+        if session.responses is not None:
+            return fields, [Responses(field.series, field.columns) for field in fields]
+        if not (folder / DECONVOLVED).is_dir():
+            raise DataError(
+                f"{self._source}: {path} is raw fluorescence; run `fmcortex deconvolve {folder}`"
+                f" once, or name in {NWB_JSON} the responses to take, be it these"
+            )
+        return fields, deconvolved(fields, folder)
 
     def _subject(self) -> str | None:
         path = "general/subject/subject_id"
@@ -136,7 +148,7 @@ class NwbReader:
                 raise DataError(
                     f"{self._source}: {len(found)} ImageSeries in acquisition and"
                     f" stimulus/presentation{': ' if found else ''}{', '.join(found)};"
-                    f" say in {_SETTINGS} which is the stimulus"
+                    f" say in {NWB_JSON} which is the stimulus"
                 )
             path = found[0]
         return nwb_file.Frames(
@@ -154,7 +166,7 @@ class NwbReader:
             has, sought = ", ".join(sorted(intervals)), ", ".join(self._session.intervals)
             raise DataError(
                 f"{self._source}: intervals has {has or 'no tables'}, but none of {sought};"
-                f" say in {_SETTINGS} which tables are trials"
+                f" say in {NWB_JSON} which tables are trials"
             )
         shown = [trial for name in tables for trial in self._table(name)]
         if not shown:
@@ -237,7 +249,7 @@ class NwbReader:
         times = self._frames.clock.times[part]
         start, stop = float(times[0]), float(times[-1])
         responses = []
-        for field in self._fields:
+        for field in self._responses:
             field.series.clock.check_meets(start, stop, ref.key)
             whole = _signal(field.series, start, stop, Margin())
             responses.append(Signal(whole.values[:, field.columns], whole.source, whole.times))
@@ -260,17 +272,9 @@ class NwbReader:
         return read_neurons(self._fields)
 
 
-def _only_file(folder: Path) -> Path:
-    found = sorted(folder.glob("*.nwb"))
-    if len(found) != 1:
-        raise DataError(
-            f"{folder}: {len(found)} .nwb files; a session is a folder of one, or of an"
-            f" {_SETTINGS} with its url"
-        )
-    return found[0]
-
-
-def _signal(series: nwb_file.Series, start: float, stop: float, margin: Margin) -> Signal:
+def _signal(
+    series: nwb_file.Series | DeconvolvedSeries, start: float, stop: float, margin: Margin
+) -> Signal:
     clock: Clock = series.clock
     part = clock.part(start, stop, margin)
     return Signal(series.rows(part), series.source, clock.times[part] - start)

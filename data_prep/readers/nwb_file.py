@@ -35,6 +35,19 @@ def open_nwb(location: str) -> Any:
         raise DataError(f"{location}: cannot open as HDF5: {error}") from error
 
 
+def size(url: str) -> int:
+    """Bytes of the file at a URL.
+
+    Raises:
+        DataError: it cannot be asked.
+    """
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+        return int(fs.size(path))
+    except Exception as error:
+        raise DataError(f"{url}: cannot read: {error}") from error
+
+
 def child(file: Any, path: str, source: str) -> Any:
     """The group or dataset at `path` of the file.
 
@@ -89,7 +102,9 @@ class Series:
     Attributes:
         source: file and path, for messages.
         columns: k.
-        clock: its times.
+        times: as stored [n].
+        offset: seconds from them to the stimulus's clock.
+        clock: the times on that.
     """
 
     def __init__(self, group: Any, source: str, offset: float) -> None:
@@ -98,7 +113,7 @@ class Series:
         Raises:
             DataError: it is no series of numbers with a time for each row.
         """
-        self.source = source
+        self.source, self.offset = source, offset
         data = group.get("data") if hasattr(group, "keys") else None
         if data is None:
             raise DataError(f"{source}: no time series: it has no data")
@@ -107,11 +122,12 @@ class Series:
             raise DataError(
                 f"{source}: data are {data.dtype} {list(data.shape)}, not numbers [time, channel]"
             )
-        self.clock = Clock(times_of(group, data.shape[0], source), source, offset)
-        if len(self.clock.times) != data.shape[0]:
+        self.times = times_of(group, data.shape[0], source)
+        self.clock = Clock(self.times, source, offset)
+        if len(self.times) != data.shape[0]:
             raise DataError(
                 f"{source}: unequal lengths: {data.shape[0]} rows of data,"
-                f" {len(self.clock.times)} times; is time the first axis?"
+                f" {len(self.times)} times; is time the first axis?"
             )
         self.columns = 1 if data.ndim == 1 else data.shape[1]
         # The standard's formula: value = data * conversion + offset, in the series's unit.
@@ -124,11 +140,24 @@ class Series:
         Raises:
             DataError: the file cannot be read.
         """
+        values = self._read(part)
+        return values.reshape(len(values), self.columns)
+
+    def traces(self, part: slice) -> np.ndarray:
+        """The values [n, m] of some columns, in the series's unit.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        if self._data.ndim == 1:
+            return self.rows(slice(None))[:, part]
+        return self._read((slice(None), part))
+
+    def _read(self, part: Any) -> np.ndarray:
         try:
-            values = self._data[part]
+            values = np.asarray(self._data[part], np.float64)
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(f"{self.source}: cannot read: {error}") from error
-        values = np.asarray(values, np.float64).reshape(len(values), self.columns)
         return values * self._conversion + self._offset
 
 

@@ -1,14 +1,16 @@
-"""The fields of an NWB file: their response series and the table of their ROIs."""
+"""The fields of an NWB file: their series of responses and the table of their ROIs."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_prep.readers import nwb_file
+from data_prep.readers.deconvolved import DECONVOLVED, DeconvolvedSeries, read_record
 from data_prep.readers.nwb_schema import NwbSession
 from fmcortex.errors import DataError
 
@@ -22,26 +24,34 @@ class Field:
 
     Attributes:
         number: its place among the series, from 1.
+        name: of its series.
         series: its RoiResponseSeries.
         columns: the columns of its data that are taken, ints [k].
         table: columns [k] of its segmentation.
     """
 
     number: int
+    name: str
     series: nwb_file.Series
     columns: np.ndarray
     table: dict[str, np.ndarray]
 
 
-def read_fields(file: Any, source: str, session: NwbSession) -> list[Field]:
+def read_fields(file: Any, source: str, session: NwbSession, path: str) -> list[Field]:
     """The fields that have ROIs of the types to take, in the order of their names.
+
+    Args:
+        file: that is open.
+        source: its path or URL, for messages.
+        session: what `nwb.json` says.
+        path: of the series' group, or of the only series, in the file.
 
     Raises:
         DataError: there are none, or one is malformed.
     """
-    group = nwb_file.child(file, session.responses, source)
+    group = nwb_file.child(file, path, source)
     if nwb_file.kind(group) == "RoiResponseSeries":
-        found = {session.responses.rpartition("/")[2]: group}
+        found = {path.rpartition("/")[2]: group}
     else:
         found = {
             name: group[name]
@@ -49,7 +59,7 @@ def read_fields(file: Any, source: str, session: NwbSession) -> list[Field]:
             if nwb_file.kind(group[name]) == "RoiResponseSeries"
         }
     if not found:
-        raise DataError(f"{source}: {session.responses}: no RoiResponseSeries in it")
+        raise DataError(f"{source}: {path}: no RoiResponseSeries in it")
     unknown = sorted(set(session.field_delays_seconds) - set(found))
     if unknown:
         raise DataError(f"{source}: field_delays_seconds: no series {unknown[0]} in the file")
@@ -60,7 +70,7 @@ def read_fields(file: Any, source: str, session: NwbSession) -> list[Field]:
     fields = [field for field in fields if len(field.columns)]
     if not fields:
         types = ", ".join(session.mask_types or [])
-        raise DataError(f"{source}: {session.responses}: no ROIs of the mask types {types}")
+        raise DataError(f"{source}: {path}: no ROIs of the mask types {types}")
     return fields
 
 
@@ -92,7 +102,8 @@ def _field(
     columns = np.arange(len(rows))
     if session.mask_types is not None and "mask_type" in table:
         columns = columns[np.isin(table["mask_type"], session.mask_types)]
-    return Field(number, series, columns, {key: values[columns] for key, values in table.items()})
+    taken = {key: values[columns] for key, values in table.items()}
+    return Field(number, name, series, columns, taken)
 
 
 def _table(
@@ -120,6 +131,35 @@ def _table(
         depth = float(origin[2]) * (1e6 if unit in _METRES else 1.0)
         table["z"] = np.full(len(rows), depth)
     return table
+
+
+@dataclass(frozen=True)
+class Responses:
+    """The responses of one field.
+
+    Attributes:
+        series: that holds them.
+        columns: those of its data that are the field's neurons, ints [k].
+    """
+
+    series: nwb_file.Series | DeconvolvedSeries
+    columns: np.ndarray
+
+
+def deconvolved(fields: list[Field], folder: Path) -> list[Responses]:
+    """The activity that was made of fields of fluorescence, in the session's `folder`.
+
+    Raises:
+        DataError: that of a field is missing, or was made from another recording.
+    """
+    folder = folder / DECONVOLVED
+    record = read_record(folder)
+    result = []
+    for field in fields:
+        raw, made = field.series, record.fields.get(field.name)
+        series = DeconvolvedSeries(folder, field.name, made, raw.times, raw.offset)
+        result.append(Responses(series, series.place(field.columns)))
+    return result
 
 
 def read_neurons(fields: list[Field]) -> dict[str, np.ndarray]:

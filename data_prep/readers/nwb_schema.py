@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from data_prep.readers.signals_schema import read_json
+from fmcortex.errors import DataError
+
+NWB_JSON = "nwb.json"
 
 
 class NwbSession(BaseModel):
@@ -17,10 +23,14 @@ class NwbSession(BaseModel):
         description="the file, as anything that fsspec opens; if absent, the one .nwb file of the"
         " folder",
     )
-    responses: str = Field(
+    responses: str | None = Field(
+        None,
+        description="group of one RoiResponseSeries a field, or one such series; if absent, what"
+        " `fmcortex deconvolve` made of the fluorescence",
+    )
+    fluorescence: str = Field(
         "processing/ophys/Fluorescence",
-        description="group of one RoiResponseSeries a field, or one such series. The release has"
-        " raw fluorescence here and no deconvolved traces",
+        description="likewise, the raw fluorescence; the release has no deconvolved traces",
     )
     mask_types: list[str] | None = Field(
         ["soma"],
@@ -80,3 +90,30 @@ class NwbSession(BaseModel):
         if name is not None and (not name.endswith(".npy") or "/" in name or "\\" in name):
             raise ValueError("stimulus_file: not the name of a .npy file in the session's folder")
         return self
+
+
+def read_nwb_json(folder: Path) -> NwbSession:
+    """What `nwb.json` of a session's folder says; the defaults if there is none.
+
+    Raises:
+        DataError: it is malformed; the message names the key.
+    """
+    path = folder / NWB_JSON
+    return read_json(path, NwbSession) if path.exists() else NwbSession()
+
+
+def nwb_source(folder: Path, session: NwbSession) -> str:
+    """The path or URL of a session's NWB file.
+
+    Raises:
+        DataError: no URL is given, and the folder has not one .nwb file.
+    """
+    if session.url:
+        return session.url
+    found = sorted(folder.glob("*.nwb"))
+    if len(found) != 1:
+        raise DataError(
+            f"{folder}: {len(found)} .nwb files; a session is a folder of one, or of an"
+            f" {NWB_JSON} with its url"
+        )
+    return str(found[0])

@@ -15,6 +15,12 @@ from fmcortex.errors import DataError
 _FORMS = ("<name>/{values,times}.npy", "<name>.npz", "<name>.zarr")
 
 
+def signal_paths(folder: Path, name: str) -> list[Path]:
+    """Where the signal `name` of `folder` is; one path, if all is well."""
+    forms = (folder / name, folder / f"{name}.npz", folder / f"{name}.zarr")
+    return [path for path in forms if path.exists()]
+
+
 class SignalFile:
     """Values [n, k] and times [n] of one signal, in any of three forms.
 
@@ -35,8 +41,7 @@ class SignalFile:
         Raises:
             DataError: there is none, or more than one, or it is not as described above.
         """
-        forms = (folder / name, folder / f"{name}.npz", folder / f"{name}.zarr")
-        found = [path for path in forms if path.exists()]
+        found = signal_paths(folder, name)
         if len(found) != 1:
             how = "is there more than once" if found else "is missing"
             raise DataError(f"{folder}: signal {name} {how}; it is one of {', '.join(_FORMS)}")
@@ -70,11 +75,24 @@ class SignalFile:
         Raises:
             DataError: the file cannot be read.
         """
+        values = self._read(part)
+        return values.reshape(len(values), self.columns)
+
+    def traces(self, part: slice) -> np.ndarray:
+        """The values [n, m] of some columns.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        if len(self._values.shape) == 1:
+            return self.rows(slice(None))[:, part]
+        return self._read((slice(None), part))
+
+    def _read(self, part: Any) -> np.ndarray:
         try:
-            values = np.array(self._values[part])
+            return np.array(self._values[part])
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(f"{self.source}: cannot read: {error}") from error
-        return values.reshape(len(values), self.columns)
 
 
 def _mapped(path: Path) -> np.ndarray:

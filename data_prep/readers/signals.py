@@ -7,7 +7,8 @@ sample in seconds; a trial says when its video was shown::
     neurons.csv or neurons.npz     columns [U]: unit_id (integers), and any others, such as
                                    area, layer, x, y, z (um), delay_seconds
     trials.csv                     columns trial, tier, domain, video, start
-    signals/responses              values [n, U], times [n]
+    signals/responses              values [n, U], times [n]; or signals/fluorescence, of which
+                                   `fmcortex deconvolve` makes them
     signals/<name>                 values [n, k], times [n] for each signal of session.json
     videos/<video>.npy             uint8 [T, H, W], grey levels 0 to 255, shared by its trials
     frames/<trial>.npy             seconds [T], where the frames are not evenly spaced
@@ -36,8 +37,8 @@ from data_prep.checks import check_key, check_name
 from data_prep.readers import npy
 from data_prep.readers.clock import Clock, Margin, behaviour_margin
 from data_prep.readers.protocol import RawTrial, SessionInfo, Signal, TrialRef, animal_of
-from data_prep.readers.signal_files import SignalFile
-from data_prep.readers.signals_schema import RESPONSES, read_session_file
+from data_prep.readers.signal_files import SignalFile, signal_paths
+from data_prep.readers.signals_schema import FLUORESCENCE, RESPONSES, read_session_file
 from data_prep.readers.tables import read_columns, read_rows
 from data_prep.settings import PrepSettings
 from fmcortex.data.manifest import DOMAINS, Tier
@@ -74,6 +75,13 @@ class SignalsReader:
         for name in session.signals:
             check_name(name, f"{folder / 'session.json'}: signal")
         self._neurons = self._read_neurons()
+        if signal_paths(folder / "signals", FLUORESCENCE) and not signal_paths(
+            folder / "signals", RESPONSES
+        ):
+            raise DataError(
+                f"{folder / 'signals'}: has {FLUORESCENCE} and no {RESPONSES}; run `fmcortex"
+                f" deconvolve {folder}` once"
+            )
         self._signals = {name: SignalFile(folder / "signals", name) for name in session.signals}
         self._clocks = {
             name: Clock(self._signals[name].times, self._signals[name].source, entry.offset_seconds)

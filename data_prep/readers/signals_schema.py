@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fmcortex.errors import DataError
 
 RESPONSES = "responses"
+#: Of which `fmcortex deconvolve` makes the responses.
+FLUORESCENCE = "fluorescence"
 _Model = TypeVar("_Model", bound=BaseModel)
 
 

@@ -1,4 +1,4 @@
-"""Commands that make data: simulate, decode, prep."""
+"""Commands that make data: simulate, decode, deconvolve, prep."""
 
 from __future__ import annotations
 
@@ -79,6 +79,50 @@ def decode_command(video: str, to: str, height: int | None, width: int | None) -
 
         frames, rows, columns = decode_video(video, to, size, track)
     click.echo(f"{to}: {frames} frames of {rows} x {columns} pixels")
+
+
+@command("deconvolve", "fmcortex deconvolve recordings --workers 2 --figures figures")
+@click.argument("source")
+@click.option("--workers", default=0, help="Ray tasks at a time; 0: no Ray.")
+@click.option("--overwrite", is_flag=True, help="Redo what was made with other settings.")
+@click.option("--figures", metavar="FOLDER", help="Draw some neurons of every session.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting, such as decay_seconds=0.7; may be repeated.",
+)
+def deconvolve_command(
+    source: str, workers: int, overwrite: bool, figures: str | None, overrides: tuple[str, ...]
+) -> None:
+    """Make activity of raw fluorescence, as the nwb and signals layouts have it.
+
+    SOURCE is a folder of session folders. The activity is written into each session's folder,
+    where `fmcortex prep` finds it: deconvolved/ beside an NWB file, signals/responses/ for a
+    signal called fluorescence. The command may be interrupted and run again.
+    """
+    from pathlib import Path
+
+    from data_prep.deconvolution import DeconvolutionSettings
+    from data_prep.deconvolution_figure import draw_deconvolution
+    from data_prep.deconvolve_job import deconvolve_sessions
+    from fmcortex.config import validated, with_overrides
+    from fmcortex.progress import Progress
+
+    values = with_overrides({}, list(overrides))
+    settings = validated(DeconvolutionSettings, values, "deconvolve")
+    with Progress("deconvolve", 0, "neuron", every=5.0, stream=sys.stdout) as bar:
+
+        def track(done: int, total: int, what: str) -> None:
+            bar.total = total
+            bar.update(done, what)
+
+        made = deconvolve_sessions(source, settings, workers, bar.say, overwrite, track)
+    for folder in made if figures else []:
+        to = Path(str(figures)) / f"{folder.name}.png"
+        draw_deconvolution(folder, str(to))
+        click.echo(str(to))
 
 
 @command("prep", "fmcortex prep recordings --to prepared --workers 2")

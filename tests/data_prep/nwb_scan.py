@@ -19,7 +19,7 @@ CLIPS = ["A=", "b", "A=", "c", "A=", "d", "A="]
 class Scan:
     """A scan of 30 s with two fields, and the arrays that it was made from."""
 
-    def __init__(self, folder, delay=0.0, external=True, rate=False):
+    def __init__(self, folder, delay=0.0, external=True, rate=False, raw=False):
         self.folder = folder
         folder.mkdir(parents=True)
         generator = np.random.default_rng(3)
@@ -46,7 +46,8 @@ class Scan:
         self.mask_types = (["soma", "soma", "artifact", "soma", "soma"], ["soma"] * 4)
         self.path = folder / "scan.nwb"
         self.external, self.rate = external, rate
-        self.json = {}
+        # Without this, the traces are raw fluorescence, as those of the release.
+        self.json = {} if raw else {"responses": "processing/ophys/Fluorescence"}
         if external:
             np.save(folder / "stimulus.npy", self.frames)
             self.json["stimulus_file"] = "stimulus.npy"

@@ -63,6 +63,10 @@ BAD = {
         remove(FLUORESCENCE),
         r"scan\.nwb: no processing/ophys/Fluorescence; /processing/ophys has ImageSegmentation;",
     ),
+    "fluorescence only": (
+        lambda s: (s.folder / "nwb.json").write_text("{}"),
+        r"processing/ophys/Fluorescence is raw fluorescence; run `fmcortex deconvolve .*scan-10`",
+    ),
     "no treadmill": (
         remove("acquisition/treadmill_velocity"),
         r"no acquisition/treadmill_velocity; /acquisition has EyeTracking, .*nwb\.json",
@@ -136,7 +140,7 @@ BAD = {
         r"stimulus\.npy: shows another stimulus than the first repeat",
     ),
     "video outside": (
-        lambda s: (s.folder / "nwb.json").write_text("{}"),
+        lambda s: (s.folder / "nwb.json").write_text(json.dumps({"responses": FLUORESCENCE})),
         r"its frames are in stimulus\.avi; decode that once.*`fmcortex decode .* stimulus_file",
     ),
     "fewer frames than times": (

@@ -1,0 +1,224 @@
+"""From a neuron's fluorescence to its activity: OASIS, with what a recording needs around it.
+
+A calcium trace is an autoregressive response to the activity, plus noise. Its activity is the
+sparsest that is nowhere negative and explains the trace to within the noise (Pnevmatikakis et al.,
+Neuron 89, 2016; solved by OASIS, Friedrich et al., PLOS Computational Biology 13, 2017), which is
+what the pipeline behind the MICrONS release does.
+
+That pipeline also estimates how each neuron's response rises. Of traces at 6 Hz, on which a rise is
+a sample long, OASIS's estimate is poor (benchmarks/deconvolution.py), so that a rise is modelled
+only if it is given.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy.interpolate import make_interp_spline
+
+from fmcortex.errors import DataError
+
+#: Missing samples in a row that are bridged linearly, as those of behaviour are.
+LONGEST_GAP = 10
+#: Samples between longer gaps of which something can be said.
+SHORTEST = 100
+#: Seconds that an estimated decay may take; a slower one is a drift.
+SLOWEST = 10.0
+
+
+class DeconvolutionSettings(BaseModel):
+    """How fluorescence becomes activity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sessions: list[str] | None = Field(
+        None, description="names of the session folders to deconvolve; all if absent"
+    )
+    decay_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="time constant with which the calcium response decays; estimated for each"
+        " neuron if absent",
+    )
+    rise_seconds: float | None = Field(
+        None, gt=0, description="time constant of its rise; if absent, it rises at once"
+    )
+    detrend_seconds: float = Field(
+        600.0,
+        ge=0,
+        description="length of the windows, half overlapping, whose percentiles make the baseline"
+        " that is taken away first; 0: a constant baseline",
+    )
+    detrend_percentile: float = Field(8.0, ge=0, le=100, description="of the samples of a window")
+
+    @model_validator(mode="after")
+    def _constants(self) -> Self:
+        if self.rise_seconds is not None:
+            if self.decay_seconds is None:
+                raise ValueError("rise_seconds: needs decay_seconds, too")
+            if self.rise_seconds >= self.decay_seconds:
+                raise ValueError("rise_seconds: is not shorter than decay_seconds")
+        return self
+
+    def content(self) -> dict[str, Any]:
+        """The settings that the activity depends on, JSON-ready."""
+        return self.model_dump(mode="json", exclude={"sessions"})
+
+
+@dataclass(frozen=True)
+class Activity:
+    """A neuron's activity, and the calcium response that it was found with.
+
+    Attributes:
+        values: float64 [n], in units of the fluorescence and nowhere negative; NaN where the
+            trace says nothing.
+        fit: float64 [n], the baseline and the calcium that this activity gives; NaN likewise.
+        decay: seconds in which the response decays; NaN of a trace that is constant.
+        noise: standard deviation of the noise.
+        signal: standard deviation of the calcium.
+    """
+
+    values: np.ndarray
+    fit: np.ndarray
+    decay: float
+    noise: float
+    signal: float
+
+
+def deconvolve(trace: np.ndarray, times: np.ndarray, settings: DeconvolutionSettings) -> Activity:
+    """The activity of a neuron, sample by sample.
+
+    Missing samples, NaN or lacking from the times, are bridged linearly up to `LONGEST_GAP` in a
+    row; the parts between longer gaps are deconvolved each for itself with the same parameters,
+    and parts shorter than `SHORTEST` samples are left out.
+
+    Args:
+        trace: fluorescence [n]; NaN where missing.
+        times: seconds [n], increasing.
+        settings: the parameters that are given.
+
+    Raises:
+        DataError: OASIS is not installed.
+        ValueError: OASIS cannot make anything of the trace.
+    """
+    oasis = _oasis()
+    interval = float(np.median(np.diff(times)))
+    place, grid = _on_grid(trace, times, interval)
+    parts = _parts(grid)
+    activity, fit = np.full(len(grid), np.nan), np.full(len(grid), np.nan)
+    window = round(settings.detrend_seconds / interval)
+    bases = [baseline(grid[part], window, settings.detrend_percentile) for part in parts]
+    flat = [grid[part] - base for part, base in zip(parts, bases, strict=True)]
+    whole = np.concatenate([np.zeros(0), *flat])
+    if len(whole) == 0 or np.ptp(whole) == 0:
+        for part in parts:
+            activity[part], fit[part] = 0.0, grid[part]
+        return Activity(activity[place], fit[place], np.nan, 0.0, 0.0)
+    decay, noise = _parameters(whole, 1 / interval, settings)
+    # By default, a response with a rise is sought only among the events of one without.
+    rise = {"tau_r": settings.rise_seconds, "decimate": 0, "max_iter": 3}
+    calcium = []
+    for part, base, signal in zip(parts, bases, flat, strict=True):
+        found = oasis.deconvolve(
+            signal,
+            decay,
+            framerate=1 / interval,
+            sn=noise,
+            b_nonneg=False,
+            **(rise if settings.rise_seconds else {}),
+        )
+        # Rounding leaves traces of negative values.
+        activity[part] = np.maximum(found.s, 0.0)
+        fit[part] = base + found.b + found.c
+        calcium.append(found.c)
+    spread = float(np.std(np.concatenate(calcium)))
+    return Activity(activity[place], fit[place], decay, noise, spread)
+
+
+def baseline(trace: np.ndarray, window: int, percentile: float) -> np.ndarray:
+    """The percentile of windows that overlap by half, on straight lines through their centres [n].
+
+    A constant where `window` is 0 or the trace is no longer than one window.
+    """
+    count = len(trace)
+    if not 1 < window < count:
+        return np.full(count, np.percentile(trace, percentile))
+    starts = np.append(np.arange(0, count - window, max(window // 2, 1)), count - window)
+    levels = [np.percentile(trace[start : start + window], percentile) for start in starts]
+    centres = starts + (window - 1) / 2
+    lines = make_interp_spline(centres, levels, k=1)
+    return lines(np.arange(count))  # beyond the outer centres, on the outer lines
+
+
+def _on_grid(
+    trace: np.ndarray, times: np.ndarray, interval: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The samples' places [n] on an even grid, and the trace there, with NaN where none is.
+
+    Of a gap longer than is bridged, no more samples are made than tell it as such.
+    """
+    steps = np.clip(np.rint(np.diff(times) / interval), 1, LONGEST_GAP + 2).astype(np.int64)
+    place = np.concatenate([[0], np.cumsum(steps)])
+    grid = np.full(int(place[-1]) + 1, np.nan)
+    grid[place] = trace
+    return place, grid
+
+
+def _parts(grid: np.ndarray) -> list[slice]:
+    """Bridge the short gaps of `grid` in place; the parts between the long ones."""
+    known = np.flatnonzero(np.isfinite(grid))
+    if len(known) == 0:
+        return []
+    breaks = np.flatnonzero(np.diff(known) > LONGEST_GAP + 1) + 1
+    parts = []
+    for some in np.split(known, breaks):
+        part = slice(int(some[0]), int(some[-1]) + 1)
+        if part.stop - part.start >= SHORTEST:
+            grid[part] = np.interp(np.arange(part.start, part.stop), some, grid[some])
+            parts.append(part)
+    return parts
+
+
+def _parameters(
+    trace: np.ndarray, rate: float, settings: DeconvolutionSettings
+) -> tuple[float, float]:
+    """The decay in seconds, and the standard deviation of the noise."""
+    oasis = _oasis()
+    with _repeatable(), warnings.catch_warnings():
+        # scipy says that it takes shorter windows for a short trace.
+        warnings.simplefilter("ignore", UserWarning)
+        if settings.decay_seconds is not None:
+            return settings.decay_seconds, float(oasis.GetSn(trace))
+        # As much less than the estimate, which noise makes too large, as OASIS takes by itself.
+        found, noise = oasis.estimate_parameters(trace, p=1, fudge_factor=0.98)
+    return min(float(oasis.ar1_to_tau(float(found[0]), rate)), SLOWEST), float(noise)
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """Let the block draw the same random numbers every time.
+
+    OASIS draws, from NumPy's common generator, a decay in place of one that cannot be.
+    """
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+
+
+def _oasis() -> Any:
+    try:
+        from oasis import functions
+    except ImportError as error:
+        raise DataError(
+            "deconvolution needs OASIS: pip install 'fmcortex[deconvolution]'"
+        ) from error
+    return functions

@@ -1,0 +1,173 @@
+"""The activity of a session on disk: blocks of neurons while it is made, then all of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.deconvolution import LONGEST_GAP, SHORTEST
+from data_prep.readers.fluorescence import Traces
+from fmcortex import storage
+from fmcortex.errors import DataError, StorageError
+
+#: Neurons of a block, and the bytes that their traces may take.
+BLOCK_NEURONS = 256
+BLOCK_BYTES = 256 << 20
+#: Of the table of neurons.
+COLUMNS = ("field", "column", "decay_seconds", "noise", "signal")
+_ROWS_BYTES = 64 << 20
+_INPUTS = "inputs.json"
+
+
+def blocks_of(traces: Traces) -> list[tuple[int, int]]:
+    """From which to which of a field's neurons each block is."""
+    most = BLOCK_BYTES // (8 * len(traces.times))
+    step, count = max(1, min(BLOCK_NEURONS, most)), len(traces.columns)
+    return [(first, min(first + step, count)) for first in range(0, count, step)]
+
+
+def begin(parts: Path, inputs: dict[str, Any]) -> None:
+    """Make the folder of blocks, without those that were made of other inputs.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    blocks = {"neurons": BLOCK_NEURONS, "bytes": BLOCK_BYTES}
+    content = json.dumps({**inputs, "blocks": blocks}, sort_keys=True).encode()
+    path = parts / _INPUTS
+    if path.exists() and path.read_bytes() == content:
+        return
+    shutil.rmtree(parts, ignore_errors=True)
+    try:
+        parts.mkdir()
+    except OSError as error:
+        raise StorageError(f"{parts}: cannot write: {error.strerror}") from error
+    storage.write_bytes(str(path), content)
+
+
+def has_block(parts: Path, field: int, first: int) -> bool:
+    """Whether the block of field `field` that begins with neuron `first` is there."""
+    return _paths(parts, field, first)[0].exists()
+
+
+def write_block(parts: Path, field: int, first: int, activity: np.ndarray, fit: np.ndarray) -> None:
+    """Write a block: activity float32 [n, m], and decay, noise and signal of each neuron [m, 3].
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    values, fitted = _paths(parts, field, first)
+    save(fitted, fit)
+    save(values, activity)  # last: it tells that the block is there
+
+
+def read_blocks(parts: Path, field: int, traces: Traces) -> tuple[list[np.ndarray], np.ndarray]:
+    """The blocks [n, m] of a field, mapped into memory, and the fit of all its neurons [k, 3]."""
+    paths = [_paths(parts, field, first) for first, _ in blocks_of(traces)]
+    blocks = [np.load(values, mmap_mode="r", allow_pickle=False) for values, _ in paths]
+    return blocks, np.concatenate([np.load(fit, allow_pickle=False) for _, fit in paths])
+
+
+def kept_samples(blocks: list[np.ndarray], traces: Traces) -> np.ndarray:
+    """Which samples [n] all neurons have.
+
+    Raises:
+        DataError: some neurons have one and others do not, or a neuron has none.
+    """
+    known, neurons = np.zeros(len(traces.times), np.int64), []
+    for block in blocks:
+        found = np.isfinite(block)
+        known += found.sum(axis=1)
+        neurons.append(found.any(axis=0))
+    some = np.concatenate(neurons)
+    if not some.all():
+        column = traces.columns[np.argmin(some)]
+        raise DataError(
+            f"{traces.source}: column {column}: no {SHORTEST} samples without a gap of more than"
+            f" {LONGEST_GAP}, which deconvolution needs; leave the neuron out"
+        )
+    apart = (known > 0) & (known < len(some))
+    if apart.any():
+        row = int(np.argmax(apart))
+        missing = ~np.isfinite(np.concatenate([block[row] for block in blocks]))
+        raise DataError(
+            f"{traces.source}: column {traces.columns[np.argmax(missing)]}: cannot be deconvolved"
+            f" about {traces.times[row]:.6g} s, where other neurons can: more than {LONGEST_GAP}"
+            f" samples are missing in a row, or fewer than {SHORTEST} lie between such gaps; leave"
+            " the neuron out, or mark that time as missing in all"
+        )
+    return known > 0
+
+
+def write_rows(path: Path, blocks: list[np.ndarray], rows: np.ndarray) -> None:
+    """Write some rows of the blocks, side by side, as one .npy file, a part in memory at a time.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    columns = sum(block.shape[1] for block in blocks)
+    step = max(1, _ROWS_BYTES // (4 * columns))
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), columns)}
+    try:
+        with open(path, "wb") as stream:
+            np.lib.format.write_array_header_1_0(stream, header)
+            for start in range(0, len(rows), step):
+                some = rows[start : start + step]
+                stream.write(np.concatenate([block[some] for block in blocks], axis=1).tobytes())
+    except OSError as error:
+        raise StorageError(f"{path}: cannot write: {error.strerror}") from error
+
+
+def write_table(path: Path, fields: list[Traces], fits: list[np.ndarray]) -> None:
+    """Write the fit of every neuron as a CSV file.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream)
+    writer.writerow(COLUMNS)
+    for traces, fit in zip(fields, fits, strict=True):
+        for column, row in zip(traces.columns, fit, strict=True):
+            writer.writerow([traces.name, column, *(f"{value:.6g}" for value in row)])
+    storage.write_bytes(str(path), stream.getvalue().encode())
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    """Write a .npy file, whole or not at all.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    stream = io.BytesIO()
+    np.save(stream, values, allow_pickle=False)
+    storage.write_bytes(str(path), stream.getvalue())
+
+
+def put_in_place(whole: Path, target: Path) -> None:
+    """Let the folder `whole` take the place of `target`.
+
+    Raises:
+        StorageError: it cannot.
+    """
+    old = whole.with_name("old")
+    shutil.rmtree(old, ignore_errors=True)
+    try:
+        with suppress(FileNotFoundError):
+            os.replace(target, old)
+        os.replace(whole, target)
+    except OSError as error:
+        raise StorageError(f"{target}: cannot write: {error.strerror}") from error
+
+
+def _paths(parts: Path, field: int, first: int) -> tuple[Path, Path]:
+    stem = parts / f"{field}-{first}"
+    return stem.with_suffix(".npy"), stem.with_suffix(".fit.npy")

@@ -1,0 +1,147 @@
+"""Activity that `fmcortex deconvolve` made of fluorescence, as it lies beside a recording.
+
+A folder with one folder a field, or only the field's files themselves::
+
+    <field>/values.npy      float32 [n, k]
+    <field>/times.npy       seconds [n], those of the fluorescence
+    neurons.csv             of each neuron: the decay, the noise, the signal
+    deconvolution.json      what it was made from and how
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from data_prep.readers.clock import Clock
+from data_prep.readers.signal_files import SignalFile
+from data_prep.readers.signals_schema import read_json
+from fmcortex.errors import DataError
+
+#: The folder of it in an NWB session's.
+DECONVOLVED = "deconvolved"
+RECORD = "deconvolution.json"
+
+
+class SourceRecord(BaseModel):
+    """A file of fluorescence.
+
+    Attributes:
+        bytes: its size.
+        sha256: of its content; None of a file at a URL.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bytes: int
+    sha256: str | None
+
+
+class FieldRecord(BaseModel):
+    """One field.
+
+    Attributes:
+        source: of its fluorescence.
+        samples: of its fluorescence.
+        columns: those of its fluorescence that were deconvolved.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    samples: int
+    columns: list[int]
+
+
+class Record(BaseModel):
+    """What the activity was made from, and how.
+
+    Attributes:
+        version: of this record.
+        tool_version: of fmcortex.
+        oasis_version: of OASIS.
+        settings: of the deconvolution.
+        sources: the files of the fluorescence.
+        fields: by name.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = 1
+    tool_version: str
+    oasis_version: str
+    settings: dict[str, Any]
+    sources: dict[str, SourceRecord]
+    fields: dict[str, FieldRecord]
+
+
+def read_record(folder: Path) -> Record:
+    """The record of the activity in `folder`.
+
+    Raises:
+        DataError: it is missing or malformed.
+    """
+    return read_json(folder / RECORD, Record)
+
+
+class DeconvolvedSeries:
+    """A field's activity, of which rows are read as they are needed.
+
+    Attributes:
+        source: its folder, for messages.
+        clock: its times on the stimulus's clock.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, field: FieldRecord | None, times: np.ndarray, offset: float
+    ) -> None:
+        """Open the activity of field `name`, and check that it belongs to its fluorescence.
+
+        Args:
+            folder: of the activity.
+            name: of the field.
+            field: what was made, None if nothing was made of this field.
+            times: of the fluorescence, as stored.
+            offset: added to the times.
+
+        Raises:
+            DataError: it is missing, or was made from another recording.
+        """
+        path = folder / name
+        if field is None:
+            raise DataError(f"{path}: is missing; run `fmcortex deconvolve --overwrite` again")
+        file = SignalFile(folder, name)
+        known = field.samples == len(times) and np.isin(file.times, times).all()
+        if not known or file.columns != len(field.columns):
+            raise DataError(
+                f"{path}: was made from another recording; remove {folder} and run `fmcortex"
+                " deconvolve` again"
+            )
+        self.source = file.source
+        self.clock = Clock(file.times, file.source, offset)
+        self._file, self._columns = file, np.array(field.columns)
+
+    def rows(self, part: slice) -> np.ndarray:
+        """The activity [m, k] at some samples.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        return self._file.rows(part)
+
+    def place(self, columns: np.ndarray) -> np.ndarray:
+        """Where columns of the fluorescence are in the activity.
+
+        Raises:
+            DataError: some were not deconvolved.
+        """
+        missing = columns[~np.isin(columns, self._columns)]
+        if len(missing):
+            raise DataError(
+                f"{self.source}: column {missing[0]} of the fluorescence was not deconvolved;"
+                " run `fmcortex deconvolve --overwrite` again"
+            )
+        return np.searchsorted(self._columns, columns)

@@ -1,0 +1,127 @@
+"""The raw fluorescence of a session, where its layout has a place for it.
+
+* `nwb`: the RoiResponseSeries that `nwb.json` calls `fluorescence`; the activity goes to
+  `deconvolved/` in the session's folder;
+* `signals`: the signal `fluorescence`, like the responses in shape and times; the activity is the
+  signal `responses`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.checks import check_name
+from data_prep.fingerprint import file_sha256
+from data_prep.readers import nwb_file
+from data_prep.readers.clock import Clock
+from data_prep.readers.deconvolved import DECONVOLVED, RECORD, SourceRecord
+from data_prep.readers.find import layout_of
+from data_prep.readers.nwb_rois import read_fields
+from data_prep.readers.nwb_schema import NWB_JSON, nwb_source, read_nwb_json
+from data_prep.readers.signal_files import SignalFile, signal_paths
+from data_prep.readers.signals_schema import FLUORESCENCE, RESPONSES
+from fmcortex.errors import DataError
+
+
+@dataclass(frozen=True)
+class Traces:
+    """The fluorescence of one field.
+
+    Attributes:
+        name: the folder of its activity, "." where there is one field only.
+        source: where it comes from, for messages.
+        times: seconds [n], as stored.
+        columns: those of its data that are neurons, increasing ints [k].
+        read: gives some columns of its data, as float64 [n, m].
+    """
+
+    name: str
+    source: str
+    times: np.ndarray
+    columns: np.ndarray
+    read: Callable[[slice], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Fluorescence:
+    """The fluorescence of a session.
+
+    Attributes:
+        target: the folder that its activity goes to.
+        sources: the files it comes from, paths or URLs.
+        traces: of each field.
+    """
+
+    target: Path
+    sources: list[str]
+    traces: list[Traces]
+
+
+def open_fluorescence(folder: Path) -> Fluorescence | str:
+    """The fluorescence of the session in `folder`, or why there is nothing to be deconvolved.
+
+    Raises:
+        DataError: it is malformed, or no session.
+    """
+    layout = layout_of(folder)
+    if layout == "nwb":
+        return _of_nwb(folder)
+    if layout == "signals":
+        return _of_signals(folder)
+    if layout is None:
+        raise DataError(f"{folder}: no session of a known layout")
+    return f"recordings of the layout {layout} have activity already"
+
+
+def _of_nwb(folder: Path) -> Fluorescence | str:
+    session = read_nwb_json(folder)
+    if session.responses is not None:
+        return f"{NWB_JSON} names its responses: {session.responses}"
+    source = nwb_source(folder, session)
+    file = nwb_file.open_nwb(source)
+    fields = read_fields(file, source, session, session.fluorescence)
+    traces = []
+    for field in fields:
+        check_name(field.name, f"{source}: series")
+        series = field.series
+        traces.append(Traces(field.name, series.source, series.times, field.columns, series.traces))
+    return Fluorescence(folder / DECONVOLVED, [source], traces)
+
+
+def _of_signals(folder: Path) -> Fluorescence | str:
+    signals = folder / "signals"
+    there = signal_paths(signals, RESPONSES)
+    if there and not (there == [signals / RESPONSES] and (there[0] / RECORD).is_file()):
+        return "it has responses of its own"
+    if not signal_paths(signals, FLUORESCENCE):
+        raise DataError(f"{signals}: no signal {FLUORESCENCE}, nor {RESPONSES}")
+    file = SignalFile(signals, FLUORESCENCE)
+    times = Clock(file.times, file.source).times
+    files = [path for path in signal_paths(signals, FLUORESCENCE)[0].rglob("*") if path.is_file()]
+    sources = [str(path) for path in sorted(files)] or [file.source]
+    traces = Traces(".", file.source, times, np.arange(file.columns), file.traces)
+    return Fluorescence(signals / RESPONSES, sources, [traces])
+
+
+def source_files(fluorescence: Fluorescence, folder: Path) -> dict[str, SourceRecord]:
+    """Size and SHA-256 of the files, by their paths in the session's folder.
+
+    Of one at a URL only the size, since reading all of it may take hours.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    found = {}
+    for source in fluorescence.sources:
+        if "://" in source:
+            found[source] = SourceRecord(bytes=nwb_file.size(source), sha256=None)
+        else:
+            path = Path(source)
+            file = file_sha256(path)
+            name = path.relative_to(folder).as_posix()
+            found[name] = SourceRecord(bytes=file.bytes, sha256=file.sha256)
+    return found
