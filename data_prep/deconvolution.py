@@ -30,6 +30,10 @@ LONGEST_GAP = 10
 SHORTEST = 100
 #: Seconds that an estimated decay may take; a slower one is a drift.
 SLOWEST = 10.0
+#: Of the largest value of a trace that does not vary.
+ROUNDING = 1e-9
+#: Part of the time between samples below which a time constant is none.
+FASTEST = 0.1
 
 
 class DeconvolutionSettings(BaseModel):
@@ -43,15 +47,21 @@ class DeconvolutionSettings(BaseModel):
     decay_seconds: float | None = Field(
         None,
         gt=0,
+        le=60,
         description="time constant with which the calcium response decays; estimated for each"
         " neuron if absent",
     )
     rise_seconds: float | None = Field(
-        None, gt=0, description="time constant of its rise; if absent, it rises at once"
+        None,
+        gt=0,
+        le=60,
+        description="time constant of its rise; if absent, or far below the time between samples,"
+        " it rises at once",
     )
     detrend_seconds: float = Field(
         600.0,
         ge=0,
+        le=86400,
         description="length of the windows, half overlapping, whose percentiles make the baseline"
         " that is taken away first; 0: a constant baseline",
     )
@@ -105,10 +115,13 @@ def deconvolve(trace: np.ndarray, times: np.ndarray, settings: DeconvolutionSett
 
     Raises:
         DataError: OASIS is not installed.
-        ValueError: OASIS cannot make anything of the trace.
+        ValueError: the decay is far below the time between samples, or OASIS cannot make anything
+            of the trace.
     """
     oasis = _oasis()
     interval = float(np.median(np.diff(times)))
+    if settings.decay_seconds is not None and settings.decay_seconds < FASTEST * interval:
+        raise ValueError(f"decay_seconds is far below the {interval:.3g} s between samples")
     place, grid = _on_grid(trace, times, interval)
     parts = _parts(grid)
     activity, fit = np.full(len(grid), np.nan), np.full(len(grid), np.nan)
@@ -116,43 +129,46 @@ def deconvolve(trace: np.ndarray, times: np.ndarray, settings: DeconvolutionSett
     bases = [baseline(grid[part], window, settings.detrend_percentile) for part in parts]
     flat = [grid[part] - base for part, base in zip(parts, bases, strict=True)]
     whole = np.concatenate([np.zeros(0), *flat])
-    if len(whole) == 0 or np.ptp(whole) == 0:
+    size = max((float(np.abs(grid[part]).max()) for part in parts), default=0.0)
+    if len(whole) == 0 or np.ptp(whole) <= ROUNDING * size:
         for part in parts:
             activity[part], fit[part] = 0.0, grid[part]
         return Activity(activity[place], fit[place], np.nan, 0.0, 0.0)
     decay, noise = _parameters(whole, 1 / interval, settings)
+    rise = settings.rise_seconds or 0.0
+    rising = rise >= FASTEST * interval
     # By default, a response with a rise is sought only among the events of one without.
-    rise = {"tau_r": settings.rise_seconds, "decimate": 0, "max_iter": 3}
+    more = {"tau_r": rise, "decimate": 0, "max_iter": 3} if rising else {}
+    # OASIS has tolerances that know no units.
+    unit = noise or 1.0
     calcium = []
     for part, base, signal in zip(parts, bases, flat, strict=True):
         found = oasis.deconvolve(
-            signal,
-            decay,
-            framerate=1 / interval,
-            sn=noise,
-            b_nonneg=False,
-            **(rise if settings.rise_seconds else {}),
+            signal / unit, decay, framerate=1 / interval, sn=noise / unit, b_nonneg=False, **more
         )
         # Rounding leaves traces of negative values.
-        activity[part] = np.maximum(found.s, 0.0)
-        fit[part] = base + found.b + found.c
-        calcium.append(found.c)
+        activity[part] = np.maximum(found.s, 0.0) * unit
+        if rising:
+            # Calcium that was there before is in these, as if it were activity.
+            activity[part.start : part.start + 2] = 0.0
+        fit[part] = base + (found.b + found.c) * unit
+        calcium.append(found.c * unit)
     spread = float(np.std(np.concatenate(calcium)))
     return Activity(activity[place], fit[place], decay, noise, spread)
 
 
 def baseline(trace: np.ndarray, window: int, percentile: float) -> np.ndarray:
-    """The percentile of windows that overlap by half, on straight lines through their centres [n].
+    """The percentile of windows that overlap by half or less, on lines through their centres [n].
 
-    A constant where `window` is 0 or the trace is no longer than one window.
+    A constant where `window` is 0 or the trace is shorter than one and a half windows.
     """
-    count = len(trace)
-    if not 1 < window < count:
+    count, step = len(trace), window // 2
+    windows = (count - window) // step + 1 if step else 1
+    if windows < 2:
         return np.full(count, np.percentile(trace, percentile))
-    starts = np.append(np.arange(0, count - window, max(window // 2, 1)), count - window)
+    starts = np.linspace(0, count - window, windows).round().astype(int)
     levels = [np.percentile(trace[start : start + window], percentile) for start in starts]
-    centres = starts + (window - 1) / 2
-    lines = make_interp_spline(centres, levels, k=1)
+    lines = make_interp_spline(starts + (window - 1) / 2, levels, k=1)
     return lines(np.arange(count))  # beyond the outer centres, on the outer lines
 
 

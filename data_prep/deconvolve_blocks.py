@@ -29,9 +29,15 @@ _INPUTS = "inputs.json"
 
 def blocks_of(traces: Traces) -> list[tuple[int, int]]:
     """From which to which of a field's neurons each block is."""
-    most = BLOCK_BYTES // (8 * len(traces.times))
-    step, count = max(1, min(BLOCK_NEURONS, most)), len(traces.columns)
-    return [(first, min(first + step, count)) for first in range(0, count, step)]
+    most = max(1, BLOCK_BYTES // (8 * len(traces.times)))
+    blocks, first = [], 0
+    while first < len(traces.columns):
+        # What lies between two neurons of a block is read with them.
+        near = int(np.searchsorted(traces.columns, traces.columns[first] + most))
+        last = min(first + BLOCK_NEURONS, near)
+        blocks.append((first, last))
+        first = last
+    return blocks
 
 
 def begin(parts: Path, inputs: dict[str, Any]) -> None:
@@ -79,8 +85,10 @@ def read_blocks(parts: Path, field: int, traces: Traces) -> tuple[list[np.ndarra
 def kept_samples(blocks: list[np.ndarray], traces: Traces) -> np.ndarray:
     """Which samples [n] all neurons have.
 
+    Where some lack a few, at the ends of a part, these are left out for all.
+
     Raises:
-        DataError: some neurons have one and others do not, or a neuron has none.
+        DataError: some neurons have many that others lack, or a neuron has none.
     """
     known, neurons = np.zeros(len(traces.times), np.int64), []
     for block in blocks:
@@ -94,17 +102,19 @@ def kept_samples(blocks: list[np.ndarray], traces: Traces) -> np.ndarray:
             f"{traces.source}: column {column}: no {SHORTEST} samples without a gap of more than"
             f" {LONGEST_GAP}, which deconvolution needs; leave the neuron out"
         )
-    apart = (known > 0) & (known < len(some))
-    if apart.any():
-        row = int(np.argmax(apart))
-        missing = ~np.isfinite(np.concatenate([block[row] for block in blocks]))
-        raise DataError(
-            f"{traces.source}: column {traces.columns[np.argmax(missing)]}: cannot be deconvolved"
-            f" about {traces.times[row]:.6g} s, where other neurons can: more than {LONGEST_GAP}"
-            f" samples are missing in a row, or fewer than {SHORTEST} lie between such gaps; leave"
-            " the neuron out, or mark that time as missing in all"
-        )
-    return known > 0
+    kept = known == len(some)
+    apart = np.flatnonzero((known > 0) & ~kept)
+    for run in np.split(apart, np.flatnonzero(np.diff(apart) > 1) + 1):
+        if len(run) > LONGEST_GAP:
+            missing = ~np.isfinite(np.concatenate([block[run[0]] for block in blocks]))
+            raise DataError(
+                f"{traces.source}: column {traces.columns[np.argmax(missing)]}: cannot be"
+                f" deconvolved from {traces.times[run[0]]:.6g} to {traces.times[run[-1]]:.6g} s,"
+                f" where other neurons can: more than {LONGEST_GAP} samples are missing in a row,"
+                f" or fewer than {SHORTEST} lie between such gaps; leave the neuron out, or mark"
+                " that time as missing in all"
+            )
+    return kept
 
 
 def write_rows(path: Path, blocks: list[np.ndarray], rows: np.ndarray) -> None:

@@ -17,11 +17,18 @@ import numpy as np
 from data_prep import deconvolve_blocks as on_disk
 from data_prep.deconvolution import DeconvolutionSettings, deconvolve
 from data_prep.parallel import Task, raise_failures, ray_cluster, run
-from data_prep.readers.deconvolved import RECORD, FieldRecord, Record, SourceRecord, read_record
+from data_prep.readers.deconvolved import (
+    RECORD,
+    FieldRecord,
+    Record,
+    SourceRecord,
+    is_whole,
+    read_record,
+)
 from data_prep.readers.find import find_sessions
 from data_prep.readers.fluorescence import Fluorescence, open_fluorescence, source_files
 from fmcortex import __version__, storage
-from fmcortex.errors import ConfigError, DataError, FmcortexError, StorageError
+from fmcortex.errors import ConfigError, DataError, FmcortexError, StorageError, WorkerError
 
 
 def deconvolve_sessions(
@@ -31,7 +38,8 @@ def deconvolve_sessions(
     progress: Callable[[str], None] | None = None,
     overwrite: bool = False,
     track: Callable[[int, int, str], None] | None = None,
-) -> list[Path]:
+    made: Callable[[Path], None] | None = None,
+) -> None:
     """Deconvolve the recordings at `source` that have fluorescence and no activity yet.
 
     Args:
@@ -41,9 +49,7 @@ def deconvolve_sessions(
         progress: called with one line as each session is done.
         overwrite: make activity again that was made with other settings.
         track: called with the neurons done, those known of so far, and what is being done.
-
-    Returns:
-        The folders of the sessions that have activity made here, now or before.
+        made: called with the folder of each session whose activity was made here, now or before.
 
     Raises:
         ConfigError: activity is there that was made with other settings.
@@ -54,11 +60,11 @@ def deconvolve_sessions(
     folders = find_sessions(source, settings.sessions)
     say = progress or (lambda line: None)
     count = _Count(track or (lambda done, total, what: None))
-    jobs = [DeconvolutionJob(folder, settings, overwrite, say, count) for folder in folders]
+    note = made or (lambda folder: None)
+    jobs = [DeconvolutionJob(folder, settings, overwrite, say, count, note) for folder in folders]
     with ray_cluster(workers):
         run(jobs, workers)
     raise_failures(jobs)
-    return [job.folder for job in jobs if job.made]
 
 
 class _Count:
@@ -131,14 +137,7 @@ def finish_task(
         oasis_version=_oasis_version(),
         settings=settings.content(),
         sources=sources,
-        fields={
-            traces.name: FieldRecord(
-                source=traces.source.removeprefix(f"{folder}/"),
-                samples=len(traces.times),
-                columns=traces.columns.tolist(),
-            )
-            for traces in fluorescence.traces
-        },
+        fields=_fields(fluorescence),
     )
     storage.write_bytes(str(whole / RECORD), record.model_dump_json(indent=1).encode())
     on_disk.put_in_place(whole, fluorescence.target)
@@ -155,6 +154,7 @@ class DeconvolutionJob:
         overwrite: whether to make the activity again where it was made with other settings.
         say: is told a line when the session is done, or failed.
         count: is told of neurons.
+        made: is called with the folder when its activity is there.
     """
 
     def __init__(
@@ -164,10 +164,11 @@ class DeconvolutionJob:
         overwrite: bool,
         say: Callable[[str], None],
         count: _Count,
+        made: Callable[[Path], None],
     ) -> None:
         self.folder, self.name = folder, folder.name
         self.error: FmcortexError | None = None
-        self.made = False
+        self._made = made
         self._settings, self._overwrite = settings, overwrite
         self._say, self._count = say, count
         self._parts: Path | None = None
@@ -199,16 +200,17 @@ class DeconvolutionJob:
         return [Task(look, (str(self.folder),), self._looked)]
 
     def _looked(self, sources: dict[str, SourceRecord]) -> list[Task]:
-        if self._record is not None and self._record.sources == sources:
-            self._say(f"{self.name}: up to date")
-            self.made = True
-            return []
+        fields, target, record = _fields(self._found), self._found.target, self._record
+        same = record is not None and (record.sources, record.fields) == (sources, fields)
+        if same and record is not None and is_whole(target, record):
+            return self._finished(f"{self.name}: up to date")
         self._sources = sources
-        target = self._found.target
         self._parts = target.with_name(f".{target.name}.parts")
         files = {name: source.model_dump() for name, source in sources.items()}
         settings = self._settings.content()
-        inputs = {"settings": settings, "sources": files, "oasis": _oasis_version()}
+        series = {name: field.model_dump() for name, field in fields.items()}
+        what = {"settings": settings, "oasis": _oasis_version()}
+        inputs = {**what, "sources": files, "fields": series}
         on_disk.begin(self._parts, inputs)
         tasks = []
         for number, traces in enumerate(self._found.traces):
@@ -232,14 +234,15 @@ class DeconvolutionJob:
 
     def _finished(self, line: str) -> list[Task]:
         self._say(line)
-        self.made = True
+        self._made(self.folder)
         return []
 
     def failed(self, error: FmcortexError) -> None:
         """Keep the error; of fluorescence that is bad, leave nothing behind."""
         self.error = error
         self._say(f"{self.name}: failed: {error}")
-        if self._parts is not None and not isinstance(error, StorageError):
+        again = isinstance(error, StorageError | WorkerError)
+        if self._parts is not None and not again:
             shutil.rmtree(self._parts, ignore_errors=True)
 
 
@@ -248,6 +251,16 @@ def _fluorescence(folder: str) -> Fluorescence:
     if isinstance(found, str):
         raise DataError(f"{folder}: {found}")
     return found
+
+
+def _fields(fluorescence: Fluorescence) -> dict[str, FieldRecord]:
+    """What is deconvolved of which fields."""
+    return {
+        traces.name: FieldRecord(
+            source=traces.origin, samples=len(traces.times), columns=traces.columns.tolist()
+        )
+        for traces in fluorescence.traces
+    }
 
 
 def _oasis_version() -> str:

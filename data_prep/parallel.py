@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from fmcortex.errors import DataError, FmcortexError
+from fmcortex.errors import DataError, FmcortexError, WorkerError
 
 
 @dataclass
@@ -154,7 +154,7 @@ def _result(reference: Any, task: Task) -> Any:
     except ray.exceptions.RayError as error:
         # The worker died, most often for want of memory.
         first = str(error).strip().splitlines()[0]
-        raise DataError(f"{task.arguments[0]}: the Ray worker died: {first}") from error
+        raise WorkerError(f"{task.arguments[0]}: the Ray worker died: {first}") from error
 
 
 @contextmanager

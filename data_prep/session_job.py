@@ -16,6 +16,7 @@ from pathlib import Path
 from data_prep.fingerprint import fingerprint, same_sizes, source_sha256
 from data_prep.movie_writer import stored_movie
 from data_prep.parallel import Task
+from data_prep.readers.deconvolved import check_made_from
 from data_prep.readers.find import open_reader
 from data_prep.readers.protocol import Reader
 from data_prep.retiered import ASTRIDE, Retiered
@@ -34,7 +35,7 @@ from data_prep.survey import PART, Part, Survey, check_session, check_survey, jo
 from fmcortex import storage
 from fmcortex.data.files import file_sizes, session_files
 from fmcortex.data.manifest import VERSION, SessionManifest, SourceList, Tier
-from fmcortex.errors import ConfigError, DataError, FmcortexError, StorageError
+from fmcortex.errors import ConfigError, DataError, FmcortexError, StorageError, WorkerError
 
 #: Tiers of a session's trials by key, where they are made here; None of one to be left out.
 Tiers = Mapping[str, Tier | None] | None
@@ -57,6 +58,7 @@ def look(folder: str, settings: PrepSettings, tiers: Tiers, sized: SourceList | 
     """
     known = sized is not None and same_sizes(folder, sized)
     sources = sized if known and sized is not None else fingerprint(folder)
+    check_made_from(Path(folder), {path: file.sha256 for path, file in sources.files.items()})
     return sources, len(check_session(open_session(folder, settings, tiers)))
 
 
@@ -277,7 +279,8 @@ class SessionJob:
         """Keep the error; of a session that cannot be made, leave nothing but an older version."""
         self.error = error
         self._say(f"{self.name}: failed: {error}")
-        if not isinstance(error, StorageError) and session_manifest(self._to, self.name) is None:
+        again = isinstance(error, StorageError | WorkerError)
+        if not again and session_manifest(self._to, self.name) is None:
             with suppress(StorageError):
                 storage.remove(self._url)
 

@@ -20,6 +20,10 @@ class StorageError(FmcortexError):
     """A location cannot be read or written."""
 
 
+class WorkerError(FmcortexError):
+    """A worker process died; what it was doing can be done again."""
+
+
 class CheckpointError(FmcortexError):
     """A checkpoint is missing, incomplete or does not fit the run."""
 

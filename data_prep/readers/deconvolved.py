@@ -10,6 +10,7 @@ A folder with one folder a field, or only the field's files themselves::
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +22,9 @@ from data_prep.readers.signal_files import SignalFile
 from data_prep.readers.signals_schema import read_json
 from fmcortex.errors import DataError
 
-#: The folder of it in an NWB session's.
+#: The folder of it in an NWB session's, and in one of signals.
 DECONVOLVED = "deconvolved"
+SIGNALS = "signals/responses"
 RECORD = "deconvolution.json"
 
 
@@ -44,7 +46,7 @@ class FieldRecord(BaseModel):
     """One field.
 
     Attributes:
-        source: of its fluorescence.
+        source: file and path in it of its fluorescence.
         samples: of its fluorescence.
         columns: those of its fluorescence that were deconvolved.
     """
@@ -87,6 +89,39 @@ def read_record(folder: Path) -> Record:
     return read_json(folder / RECORD, Record)
 
 
+def check_made_from(folder: Path, files: Mapping[str, str]) -> None:
+    """Refuse activity in a session's `folder` that was made of other fluorescence than is there.
+
+    Args:
+        folder: of the session.
+        files: SHA-256 of its files by path.
+
+    Raises:
+        DataError: it was made of other content of a file.
+    """
+    for name in (DECONVOLVED, SIGNALS):
+        if not (folder / name / RECORD).is_file():
+            continue
+        for path, source in read_record(folder / name).sources.items():
+            if source.sha256 is not None and files.get(path, source.sha256) != source.sha256:
+                raise DataError(
+                    f"{folder / name}: was made of another {path}; run `fmcortex deconvolve"
+                    f" {folder}` again, or remove it"
+                )
+
+
+def is_whole(folder: Path, record: Record) -> bool:
+    """Whether the activity in `folder` is all that its record says, as far as sizes tell."""
+    try:
+        for name, field in record.fields.items():
+            path = folder / name
+            if SignalFile(path.parent, path.name).columns != len(field.columns):
+                return False
+    except DataError:
+        return False
+    return (folder / "neurons.csv").is_file()
+
+
 class DeconvolvedSeries:
     """A field's activity, of which rows are read as they are needed.
 
@@ -112,13 +147,12 @@ class DeconvolvedSeries:
         """
         path = folder / name
         if field is None:
-            raise DataError(f"{path}: is missing; run `fmcortex deconvolve --overwrite` again")
+            raise DataError(f"{path}: is missing; run `fmcortex deconvolve` again")
         file = SignalFile(folder, name)
         known = field.samples == len(times) and np.isin(file.times, times).all()
         if not known or file.columns != len(field.columns):
             raise DataError(
-                f"{path}: was made from another recording; remove {folder} and run `fmcortex"
-                " deconvolve` again"
+                f"{path}: was made from another recording; run `fmcortex deconvolve` again"
             )
         self.source = file.source
         self.clock = Clock(file.times, file.source, offset)
@@ -142,6 +176,6 @@ class DeconvolvedSeries:
         if len(missing):
             raise DataError(
                 f"{self.source}: column {missing[0]} of the fluorescence was not deconvolved;"
-                " run `fmcortex deconvolve --overwrite` again"
+                " run `fmcortex deconvolve` again"
             )
         return np.searchsorted(self._columns, columns)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 
@@ -34,6 +35,7 @@ class Traces:
     Attributes:
         name: the folder of its activity, "." where there is one field only.
         source: where it comes from, for messages.
+        origin: where it comes from, below the session's folder.
         times: seconds [n], as stored.
         columns: those of its data that are neurons, increasing ints [k].
         read: gives some columns of its data, as float64 [n, m].
@@ -41,6 +43,7 @@ class Traces:
 
     name: str
     source: str
+    origin: str
     times: np.ndarray
     columns: np.ndarray
     read: Callable[[slice], np.ndarray]
@@ -88,7 +91,10 @@ def _of_nwb(folder: Path) -> Fluorescence | str:
     for field in fields:
         check_name(field.name, f"{source}: series")
         series = field.series
-        traces.append(Traces(field.name, series.source, series.times, field.columns, series.traces))
+        origin = f"{_public(source, folder)}: {series.path}"
+        traces.append(
+            Traces(field.name, series.source, origin, series.times, field.columns, series.traces)
+        )
     return Fluorescence(folder / DECONVOLVED, [source], traces)
 
 
@@ -98,12 +104,17 @@ def _of_signals(folder: Path) -> Fluorescence | str:
     if there and not (there == [signals / RESPONSES] and (there[0] / RECORD).is_file()):
         return "it has responses of its own"
     if not signal_paths(signals, FLUORESCENCE):
+        if there:
+            return f"its {FLUORESCENCE} is no longer there"
         raise DataError(f"{signals}: no signal {FLUORESCENCE}, nor {RESPONSES}")
     file = SignalFile(signals, FLUORESCENCE)
+    if file.columns == 0:
+        raise DataError(f"{file.source}: no neurons: values have no columns")
     times = Clock(file.times, file.source).times
     files = [path for path in signal_paths(signals, FLUORESCENCE)[0].rglob("*") if path.is_file()]
     sources = [str(path) for path in sorted(files)] or [file.source]
-    traces = Traces(".", file.source, times, np.arange(file.columns), file.traces)
+    origin, columns = _public(file.source, folder), np.arange(file.columns)
+    traces = Traces(".", file.source, origin, times, columns, file.traces)
     return Fluorescence(signals / RESPONSES, sources, [traces])
 
 
@@ -117,11 +128,19 @@ def source_files(fluorescence: Fluorescence, folder: Path) -> dict[str, SourceRe
     """
     found = {}
     for source in fluorescence.sources:
+        name = _public(source, folder)
         if "://" in source:
-            found[source] = SourceRecord(bytes=nwb_file.size(source), sha256=None)
+            found[name] = SourceRecord(bytes=nwb_file.size(source), sha256=None)
         else:
-            path = Path(source)
-            file = file_sha256(path)
-            name = path.relative_to(folder).as_posix()
+            file = file_sha256(Path(source))
             found[name] = SourceRecord(bytes=file.bytes, sha256=file.sha256)
     return found
+
+
+def _public(source: str, folder: Path) -> str:
+    """A path below the session's folder, or a URL without what only its user should know."""
+    if "://" in source:
+        parts = urlsplit(source)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    path = Path(source)
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else source

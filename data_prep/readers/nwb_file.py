@@ -101,6 +101,7 @@ class Series:
 
     Attributes:
         source: file and path, for messages.
+        path: in the file.
         columns: k.
         times: as stored [n].
         offset: seconds from them to the stimulus's clock.
@@ -114,6 +115,7 @@ class Series:
             DataError: it is no series of numbers with a time for each row.
         """
         self.source, self.offset = source, offset
+        self.path = str(getattr(group, "name", ""))
         data = group.get("data") if hasattr(group, "keys") else None
         if data is None:
             raise DataError(f"{source}: no time series: it has no data")

@@ -118,11 +118,13 @@ def deconvolve_command(
             bar.total = total
             bar.update(done, what)
 
-        made = deconvolve_sessions(source, settings, workers, bar.say, overwrite, track)
-    for folder in made if figures else []:
-        to = Path(str(figures)) / f"{folder.name}.png"
-        draw_deconvolution(folder, str(to))
-        click.echo(str(to))
+        def draw(folder: Path) -> None:
+            if figures:
+                to = str(Path(figures) / f"{folder.name}.png")
+                draw_deconvolution(folder, to)
+                bar.say(to)
+
+        deconvolve_sessions(source, settings, workers, bar.say, overwrite, track, draw)
 
 
 @command("prep", "fmcortex prep recordings --to prepared --workers 2")

@@ -120,8 +120,16 @@ def test_baseline_of_a_line_is_parallel_to_it():
     gap = line - baseline(line, 300, 8.0)
     np.testing.assert_allclose(gap, gap[0], atol=1e-9)
     assert gap[0] == pytest.approx(0.02 * (299 / 2 - 0.08 * 299))
-    for window in (0, 1, 1000, 5000):
+    for window in (0, 1, 700, 1000, 5000):
         np.testing.assert_array_equal(baseline(line, window, 0.0), np.full(1000, 3.0))
+
+
+@pytest.mark.parametrize("more", [0, 1, 6, 1890, 1896, 3785])
+def test_baseline_of_noise_is_steady_whatever_the_length(more):
+    window = 3780
+    for seed in range(5):
+        trace = np.random.default_rng(seed).normal(size=window + more)
+        assert np.ptp(baseline(trace, window, 8.0)) < 0.3
 
 
 def test_short_gaps_are_bridged_however_they_are_told():
@@ -158,6 +166,40 @@ def test_parts_between_long_gaps_are_on_their_own():
     np.testing.assert_allclose(again.values, found.values[known], atol=1e-9)
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e5])
+@pytest.mark.parametrize("rise", [None, RISE], ids=["at once", "rising"])
+def test_units_do_not_matter(unit, rise):
+    _, trace = simulated(count=1000)
+    given = DeconvolutionSettings(decay_seconds=DECAY, rise_seconds=rise, detrend_seconds=0)
+    expected = deconvolve(trace, times_of(1000), given)
+    found = deconvolve(trace * unit, times_of(1000), given)
+    np.testing.assert_allclose(found.values / unit, expected.values, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.fit / unit, expected.fit, rtol=1e-4)
+    assert found.signal / unit == pytest.approx(expected.signal, rel=1e-4)
+
+
+@pytest.mark.parametrize("rise", [None, RISE], ids=["at once", "rising"])
+def test_what_was_before_the_recording_is_no_event(rise):
+    activity = np.zeros(600)
+    activity[[40, 400]] = [20.0, 2.0]
+    trace = 3.0 + calcium(activity, rise or 0.0)
+    trace += 0.1 * np.random.default_rng(0).normal(size=600)
+    given = DeconvolutionSettings(decay_seconds=DECAY, rise_seconds=rise, detrend_seconds=0)
+    found = deconvolve(trace[42:], times_of(558), given).values
+    assert found[:20].max() < 0.5
+    assert found[357:360].max() > 1
+
+
+def test_time_constants_below_the_time_between_samples():
+    _, trace = simulated(count=1000)
+    rising = DeconvolutionSettings(decay_seconds=DECAY, rise_seconds=0.003, detrend_seconds=0)
+    found = deconvolve(trace, times_of(1000), rising).values
+    expected = deconvolve(trace, times_of(1000), GIVEN).values
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match=r"decay_seconds is far below the 0\.159 s between"):
+        deconvolve(trace, times_of(1000), DeconvolutionSettings(decay_seconds=1e-4))
+
+
 def test_the_same_every_time():
     # On a random walk OASIS draws a decay, from NumPy's common generator.
     trace = np.random.default_rng(3).normal(size=400).cumsum()
@@ -178,6 +220,9 @@ def test_a_constant_trace_has_no_activity():
     assert found.fit.tolist() == [5.0] * 300
     assert np.isnan(found.decay)
     assert found.noise == found.signal == 0
+    for value in (5.0, 0.1, 1234.567, -7.1):
+        found = deconvolve(np.full(9000, value), times_of(9000), DeconvolutionSettings())
+        assert not found.values.any()
     nothing = deconvolve(np.full(300, np.nan), times_of(300), DeconvolutionSettings())
     assert np.isnan(nothing.values).all()
 
@@ -188,6 +233,8 @@ def test_a_constant_trace_has_no_activity():
         {"rise_seconds": 0.1},
         {"decay_seconds": 0.5, "rise_seconds": 0.5},
         {"decay_seconds": 0},
+        {"decay_seconds": float("inf")},
+        {"detrend_seconds": float("inf")},
         {"detrend_percentile": 101},
         {"order": 2},
     ],

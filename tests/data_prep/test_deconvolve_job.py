@@ -8,68 +8,33 @@ import fsspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from nwb_scan import CLIP, CLIPS, NAME, Scan
+from nwb_scan import CLIP, CLIPS, NAME
 from oasis.functions import deconvolve as oasis
+from raw_recordings import KEEP, content, raw_scan, raw_session, run, setting
 from scipy.interpolate import interp1d
-from scipy.signal import lfilter
 from signals_session import NAME as SIGNALS
-from signals_session import Session
 
-from data_prep import deconvolve_blocks
+from data_prep import deconvolve_blocks, deconvolve_job
 from data_prep.deconvolution import DeconvolutionSettings
 from data_prep.deconvolve_blocks import blocks_of
-from data_prep.deconvolve_job import deconvolve_sessions
 from data_prep.job import prepare
 from data_prep.readers.fluorescence import Traces
 from data_prep.readers.nwb import NwbReader
-from data_prep.settings import PrepSettings
 from fmcortex.cli import cli
 from fmcortex.data.dataset import open_dataset
 from fmcortex.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:nperseg")
-#: A constant baseline, so that OASIS alone can be the reference.
-PLAIN = DeconvolutionSettings(detrend_seconds=0)
-KEEP = PrepSettings(silent_neurons="keep")
-
-
-def fluorescence(shape, seed=0):
-    generator = np.random.default_rng(seed)
-    activity = generator.gamma(1.0, 0.5, shape) * (generator.uniform(size=shape) < 0.3)
-    trace = lfilter([1.0], [1.0, -np.exp(-1 / 5)], activity, axis=0)
-    return 30 + trace + 0.1 * generator.normal(size=shape)
 
 
 @pytest.fixture
 def scan(tmp_path):
-    scan = Scan(tmp_path / "source" / NAME, delay=0.07, raw=True)
-    scan.traces = [fluorescence(traces.shape, n) for n, traces in enumerate(scan.traces)]
-    scan.write()
-    return scan
+    return raw_scan(tmp_path / "source")
 
 
 @pytest.fixture
 def session(tmp_path):
-    session = Session(tmp_path / "source" / SIGNALS, form="npy")
-    values, times = session.signals["responses"]
-    session.write_signal("fluorescence", fluorescence(values.shape), times, "npz")
-    shutil.rmtree(session.folder / "signals" / "responses")
-    return session
-
-
-def content(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def run(scan_or_session, settings=PLAIN, **options):
-    lines = []
-    source = str(scan_or_session.folder.parent)
-    deconvolve_sessions(source, settings, progress=lines.append, **options)
-    return lines
+    return raw_session(tmp_path / "source")
 
 
 def activity_of(trace, rate):
@@ -137,7 +102,9 @@ def test_what_is_beside_it(scan):
     record = json.loads((folder / "deconvolution.json").read_text())
     assert record["settings"]["detrend_seconds"] == 0
     assert list(record["sources"]) == ["scan.nwb"]
-    assert record["fields"]["RoiResponseSeries1"]["source"] == "scan.nwb: RoiResponseSeries1"
+    assert record["fields"]["RoiResponseSeries1"]["source"] == (
+        "scan.nwb: /processing/ophys/Fluorescence/RoiResponseSeries1"
+    )
 
 
 def test_interrupted_anywhere_it_goes_on(scan, session, monkeypatch):
@@ -245,118 +212,74 @@ def test_ray_workers_make_the_same(scan, session):
     assert [content(folder) for folder in folders] == whole
 
 
-def hole(neuron, part):
-    def edit(file):
-        path = "processing/ophys/Fluorescence/RoiResponseSeries1/data"
-        values = file[path][:]
-        values[part, neuron] = np.nan
-        file[path][:] = values
-
-    return lambda scan: scan.change(edit)
-
-
-def renamed(file):
-    group = file["processing/ophys/Fluorescence"]
-    group.move("RoiResponseSeries1", "a b")
-
-
-BAD = {
-    "a neuron without samples": (
-        hole(3, slice(None)),
-        r"RoiResponseSeries1: column 3: no 100 samples without a gap of more than 10, which",
-    ),
-    "a neuron with a hole": (
-        hole(3, slice(30, 50)),
-        r"RoiResponseSeries1: column 3: cannot be deconvolved about 1\.\d+ s, where other neurons",
-    ),
-    "no fluorescence": (
-        lambda scan: scan.change(lambda file: file.pop("processing/ophys/Fluorescence")),
-        r"scan\.nwb: no processing/ophys/Fluorescence; .*; say in nwb\.json where it is",
-    ),
-    "a name that cannot be a folder": (
-        lambda scan: scan.change(renamed),
-        r"scan\.nwb: series 'a b': names are letters",
-    ),
-    "not HDF5": (lambda scan: scan.path.write_bytes(b"x" * 4096), r"cannot open as HDF5"),
-    "activity of something else": (
-        lambda scan: (scan.folder / "deconvolved").mkdir(),
-        r"deconvolved/deconvolution\.json: file is missing",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_leaves_nothing(scan, case):
-    damage, message = BAD[case]
-    damage(scan)
-    before = content(scan.folder)
-    with pytest.raises(DataError, match=message) as caught:
-        run(scan)
-    assert "\n" not in str(caught.value)
-    assert content(scan.folder) == before
-
-
-def test_one_bad_session_does_not_stop_the_others(scan, session):
-    (session.folder / "signals" / "fluorescence.npz").unlink()
-    with pytest.raises(DataError, match=r"signals: no signal fluorescence, nor responses"):
-        run(scan)
-    assert (scan.folder / "deconvolved" / "deconvolution.json").exists()
-
-
-def edited(path, change):
-    def edit(scan):
-        file = scan.folder / "deconvolved" / path
-        file.write_bytes(change(file.read_bytes()))
-
-    return edit
-
-
-def another_recording(scan):
-    scan.scan_times = scan.scan_times + 1e-4
-    scan.write()
-
-
-STALE = {
-    "another recording": (another_recording, r"RoiResponseSeries1: was made from another record"),
-    "other neurons": (
-        lambda scan: (scan.folder / "nwb.json").write_text(
-            json.dumps({**scan.json, "mask_types": None})
-        ),
-        r"column 2 of the fluorescence was not deconvolved; run `fmcortex deconvolve --overw",
-    ),
-    "no record": (
-        edited("deconvolution.json", lambda _: b"{}"),
-        r"deconvolution\.json: .*required",
-    ),
-    "a field less": (
-        lambda scan: shutil.rmtree(scan.folder / "deconvolved" / "RoiResponseSeries2"),
-        r"signal RoiResponseSeries2 is missing",
-    ),
-    "cut": (
-        edited("RoiResponseSeries1/values.npy", lambda raw: raw[:-100]),
-        r"RoiResponseSeries1.values\.npy: ",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", STALE)
-def test_activity_that_does_not_belong_is_not_prepared(scan, tmp_path, case):
+def test_other_series_of_the_same_names_are_deconvolved_anew(scan):
     run(scan)
-    damage, message = STALE[case]
-    damage(scan)
-    with pytest.raises(DataError, match=message) as caught:
-        prepare(str(tmp_path / "source"), str(tmp_path / "to"), KEEP)
-    assert "\n" not in str(caught.value)
+    values = "deconvolved/RoiResponseSeries1/values.npy"
+    before = content(scan.folder)[values]
+
+    def copy(file):
+        file.copy("processing/ophys/Fluorescence", "processing/ophys/Corrected")
+        for name, series in file["processing/ophys/Corrected"].items():
+            del series["rois"]  # a copy of its reference to the table is none
+            series["rois"] = file[f"processing/ophys/Fluorescence/{name}/rois"]
+        file["processing/ophys/Corrected/RoiResponseSeries1/data"][:] *= 2
+
+    scan.change(copy)
+    run(scan)
+    assert content(scan.folder)[values] == before
+    setting(scan, fluorescence="processing/ophys/Corrected")
+    assert run(scan)[0].startswith(f"{NAME}: 8 neurons")
+    assert content(scan.folder)[values] != before
+
+
+def test_blocks_of_other_neurons_are_not_taken_over(scan, monkeypatch):
+    types = (["soma", "x", "x", "soma", "x"], ["soma", "x", "x", "x"])
+    scan.mask_types = types
+    scan.write()
+    with monkeypatch.context() as patch:
+        patch.setattr(deconvolve_job, "finish_task", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(scan)
+    assert list(scan.folder.glob(".deconvolved.parts/*.npy"))
+    setting(scan, mask_types=["x"])
+    run(scan)
+    resumed = content(scan.folder / "deconvolved")
+    shutil.rmtree(scan.folder / "deconvolved")
+    run(scan)
+    assert content(scan.folder / "deconvolved") == resumed
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_file_elsewhere_by_its_path(scan, tmp_path):
+    scan.path.rename(tmp_path / "far.nwb")
+    setting(scan, url=str(tmp_path / "far.nwb"))
+    run(scan)
+    assert NwbReader(scan.folder).info.neurons == 8
+
+
+def test_a_few_samples_that_one_neuron_lacks_are_left_out(scan):
+    scan.traces[0][:2, 1] = np.nan
+    scan.traces[0][-3:, 3] = np.nan
+    scan.write()
+    run(scan)
+    folder = scan.folder / "deconvolved" / "RoiResponseSeries1"
+    np.testing.assert_array_equal(np.load(folder / "times.npy"), scan.scan_times[2:-3])
+    assert np.isfinite(np.load(folder / "values.npy")).all()
 
 
 def test_blocks_are_bounded():
-    def blocks(samples, neurons):
-        times = np.broadcast_to(0.0, samples)
-        return blocks_of(Traces(".", "x", times, np.arange(neurons), lambda part: None))
+    def blocks(samples, neurons, apart=1):
+        times, columns = np.broadcast_to(0.0, samples), apart * np.arange(neurons)
+        return blocks_of(Traces(".", "x", "x", times, columns, lambda part: None))
 
     assert blocks(30_000, 1000) == [(0, 256), (256, 512), (512, 768), (768, 1000)]
     assert blocks(1_000_000, 70) == [(0, 33), (33, 66), (66, 70)]
     assert blocks(10**9, 2) == [(0, 1), (1, 2)]
+    # What lies between neurons is read as well.
+    assert blocks(1_000_000, 7, apart=10) == [(0, 4), (4, 7)]
 
 
 def test_the_command(scan, session, tmp_path):
