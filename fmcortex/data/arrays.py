@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import warnings
 from typing import Any
 
@@ -12,6 +13,16 @@ import numpy as np
 from fmcortex import storage
 from fmcortex.data.manifest import Array
 from fmcortex.errors import DataError
+
+#: The start of a version 1.0 .npy file of numbers in C order, as NumPy writes it. NumPy's own
+#: reader parses it as Python, which fails now and then where threads of Python 3.11 do so at once
+#: (github.com/python/cpython/issues/106905).
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00(..)"
+    rb"\{'descr': '([<|][biufU]\d+)', 'fortran_order': False, 'shape': \(([\d, ]*)\), \} *\n",
+    re.DOTALL,
+)
+_LENGTH = 10  # of the magic string, the version and the header's length
 
 
 def little_endian(values: np.ndarray) -> np.ndarray:
@@ -39,16 +50,17 @@ def decode_npy(content: bytes | memoryview, where: str) -> np.ndarray:
         DataError: naming `where`; not a .npy file, an object array, or not of the length that
             its header states.
     """
-    stream = io.BytesIO(content)
     try:
-        if np.lib.format.read_magic(stream) != (1, 0):
-            raise ValueError("not version 1.0 of the .npy format")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-        if fortran or dtype.hasobject:
-            raise ValueError("not a plain array in C order")
-        values = np.frombuffer(content, dtype, offset=stream.tell())
-        return values.reshape(shape)
-    except ValueError as error:
+        header = _HEADER.match(content)
+        if header is None:
+            raise ValueError("its header is not one of version 1.0")
+        start = _LENGTH + int.from_bytes(header[1], "little")
+        if header.end() != start:
+            raise ValueError("its header is not as long as it states")
+        dtype = np.dtype(header[2].decode())
+        shape = [int(number) for number in re.findall(rb"\d+", header[3])]
+        return np.frombuffer(content, dtype, offset=start).reshape(shape)
+    except (ValueError, TypeError) as error:
         raise DataError(f"{where}: not a readable .npy array: {error}") from error
 
 

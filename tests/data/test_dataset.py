@@ -294,6 +294,21 @@ def test_npy_members(values):
     assert content_sha256(values) == content_sha256(np.load(io.BytesIO(content)))
 
 
+@pytest.mark.parametrize("shape", [(0,), (3,), (3, 4), (2, 0, 5)])
+@pytest.mark.parametrize("dtype", ["<f4", "<f2", "|u1", "<i8", "|b1", "<U7"])
+def test_npy_is_decoded_without_parsing_python(shape, dtype, monkeypatch):
+    values = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
+    content = encode_npy(values)
+
+    def parse(*_):
+        raise SystemError("AST constructor recursion depth mismatch")
+
+    monkeypatch.setattr("ast.literal_eval", parse)
+    decoded = decode_npy(content, "x")
+    assert (decoded.dtype, decoded.shape) == (values.dtype, shape)
+    np.testing.assert_array_equal(decoded, values)
+
+
 def test_npy_members_that_are_none():
     stream = io.BytesIO()
     np.save(stream, np.array([{}], dtype=object), allow_pickle=True)
