@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def draw_deconvolution(folder: Path, to: str) -> None:
     found = open_fluorescence(folder)
     if isinstance(found, str):
         raise DataError(f"{folder}: {found}")
-    with style():
+    with closing(found), style():
         figure = _figure(folder.name, found)
         stream = io.BytesIO()
         suffix = to.rpartition(".")[2] if "." in to.rpartition("/")[2] else "png"

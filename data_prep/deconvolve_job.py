@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -82,17 +83,19 @@ class _Count:
 
 def look(folder: str) -> dict[str, SourceRecord]:
     """The first task: the files of a session's fluorescence."""
-    return source_files(_fluorescence(folder), Path(folder))
+    with closing(_fluorescence(folder)) as fluorescence:
+        return source_files(fluorescence, Path(folder))
 
 
 def block_task(
     folder: str, number: int, first: int, last: int, settings: DeconvolutionSettings, parts: str
 ) -> int:
     """Deconvolve neurons `first` to `last` of field `number`; how many that are."""
-    traces = _fluorescence(folder).traces[number]
-    columns = traces.columns[first:last]
-    start = int(columns[0])
-    raw = traces.read(slice(start, int(columns[-1]) + 1))[:, columns - start]
+    with closing(_fluorescence(folder)) as fluorescence:
+        traces = fluorescence.traces[number]
+        columns = traces.columns[first:last]
+        start = int(columns[0])
+        raw = traces.read(slice(start, int(columns[-1]) + 1))[:, columns - start]
     activity = np.empty(raw.shape, np.float32)
     fits = np.empty((len(columns), 3))
     for place, column in enumerate(columns):
@@ -118,19 +121,30 @@ def finish_task(
     Raises:
         DataError: samples of some neurons are missing, and of others not.
     """
-    fluorescence = _fluorescence(folder)
-    whole = Path(parts) / "whole"
+    with closing(_fluorescence(folder)) as fluorescence:
+        fits = _put_together(fluorescence, settings, sources, Path(parts))
+    rates = [1 / float(np.median(np.diff(traces.times))) for traces in fluorescence.traces]
+    return _summary(Path(folder).name, np.concatenate(fits), rates)
+
+
+def _put_together(
+    fluorescence: Fluorescence,
+    settings: DeconvolutionSettings,
+    sources: dict[str, SourceRecord],
+    parts: Path,
+) -> list[np.ndarray]:
+    """Make the activity's folder of the blocks; the fit of each field's neurons."""
+    whole = parts / "whole"
     shutil.rmtree(whole, ignore_errors=True)
-    fits, rates = [], []
+    fits = []
     for number, traces in enumerate(fluorescence.traces):
-        blocks, fit = on_disk.read_blocks(Path(parts), number, traces)
+        blocks, fit = on_disk.read_blocks(parts, number, traces)
         kept = on_disk.kept_samples(blocks, traces)
         field = whole / traces.name
         field.mkdir(parents=True, exist_ok=True)
         on_disk.write_rows(field / "values.npy", blocks, np.flatnonzero(kept))
         on_disk.save(field / "times.npy", np.asarray(traces.times)[kept])
         fits.append(fit)
-        rates.append(1 / float(np.median(np.diff(traces.times))))
     on_disk.write_table(whole / "neurons.csv", fluorescence.traces, fits)
     record = Record(
         tool_version=__version__,
@@ -142,7 +156,7 @@ def finish_task(
     storage.write_bytes(str(whole / RECORD), record.model_dump_json(indent=1).encode())
     on_disk.put_in_place(whole, fluorescence.target)
     shutil.rmtree(parts, ignore_errors=True)
-    return _summary(Path(folder).name, np.concatenate(fits), rates)
+    return fits
 
 
 class DeconvolutionJob:
@@ -184,6 +198,7 @@ class DeconvolutionJob:
         if isinstance(found, str):
             self._say(f"{self.name}: left alone: {found}")
             return []
+        found.close()  # the tasks open it where they run
         self._found, self._record = found, None
         if found.target.exists():
             self._record = read_record(found.target)

@@ -57,11 +57,13 @@ class Fluorescence:
         target: the folder that its activity goes to.
         sources: the files it comes from, paths or URLs.
         traces: of each field.
+        close: closes what is open of them.
     """
 
     target: Path
     sources: list[str]
     traces: list[Traces]
+    close: Callable[[], None] = lambda: None
 
 
 def open_fluorescence(folder: Path) -> Fluorescence | str:
@@ -86,16 +88,21 @@ def _of_nwb(folder: Path) -> Fluorescence | str:
         return f"{NWB_JSON} names its responses: {session.responses}"
     source = nwb_source(folder, session)
     file = nwb_file.open_nwb(source)
-    fields = read_fields(file, source, session, session.fluorescence)
+    try:
+        fields = read_fields(file, source, session, session.fluorescence)
+        for field in fields:
+            check_name(field.name, f"{source}: series")
+    except DataError:
+        file.close()
+        raise
     traces = []
     for field in fields:
-        check_name(field.name, f"{source}: series")
         series = field.series
         origin = f"{_public(source, folder)}: {series.path}"
         traces.append(
             Traces(field.name, series.source, origin, series.times, field.columns, series.traces)
         )
-    return Fluorescence(folder / DECONVOLVED, [source], traces)
+    return Fluorescence(folder / DECONVOLVED, [source], traces, file.close)
 
 
 def _of_signals(folder: Path) -> Fluorescence | str:
