@@ -250,11 +250,8 @@ def any_rank(peers: Peers, *flags: bool) -> list[bool]:
 def remove_unfinished(run: str) -> None:
     """Remove what interrupted saves have left: folders of checkpoints without a manifest."""
     whole = set(list_checkpoints(run))
-    fs, path = storage.filesystem(storage.join(run, "checkpoints"))
-    if not fs.exists(path):
-        return
-    for entry in fs.ls(path, detail=False):
-        name = entry.rstrip("/").rsplit("/", 1)[-1]
-        folder = storage.join(run, "checkpoints", name)
+    checkpoints = storage.join(run, "checkpoints")
+    for name in storage.names(checkpoints):
+        folder = storage.join(checkpoints, name)
         if name.startswith("step-") and folder not in whole:
             storage.remove(folder)

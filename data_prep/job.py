@@ -106,13 +106,9 @@ def write_manifest(to: str) -> DatasetManifest:
         StorageError: the target cannot be read or written.
     """
     root = storage.join(to, "sessions")
-    fs, path = storage.filesystem(root)
-    fs.invalidate_cache()  # Ray workers may have written since this process last looked
-    with storage.reason(root, "list"):
-        names = sorted(found.rstrip("/").rpartition("/")[2] for found in fs.ls(path, detail=False))
     entries = []
     movies: dict[str, MovieEntry] = {}
-    for name in names:
+    for name in storage.names(root):
         url = storage.join(root, name, MANIFEST)
         if not storage.exists(url):
             continue

@@ -14,7 +14,6 @@ from zarr.storage import MemoryStore
 from data_prep.near_duplicates import BITS, frame_hashes
 from fmcortex import storage
 from fmcortex.data.codecs import CHUNK_FRAMES, ZSTD_LEVEL, FrameDifferences
-from fmcortex.data.files import file_sizes
 from fmcortex.data.manifest import Block, MovieEntry, MovieFile, StoredFile
 from fmcortex.data.movies import ARRAY, INDEX, movie_folder
 from fmcortex.errors import DataError
@@ -35,7 +34,7 @@ def stored_movie(dataset: str, name: str) -> MovieEntry | None:
     except DataError:
         return None
     expected = {ARRAY: index.entry.bytes, "zarr.json": index.array.bytes}
-    sizes = file_sizes(folder)
+    sizes = storage.file_sizes(folder)
     whole = all(sizes.get(path) == size for path, size in expected.items())
     return index.entry if whole and index.movie == name else None
 

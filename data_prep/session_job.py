@@ -33,7 +33,7 @@ from data_prep.shard_writer import (
 )
 from data_prep.survey import PART, Part, Survey, check_session, check_survey, join, survey_part
 from fmcortex import storage
-from fmcortex.data.files import file_sizes, session_files
+from fmcortex.data.files import session_files
 from fmcortex.data.manifest import VERSION, SessionManifest, SourceList, Tier
 from fmcortex.errors import ConfigError, DataError, FmcortexError, StorageError, WorkerError
 
@@ -312,7 +312,7 @@ def tiers_of(manifest: SessionManifest) -> dict[str, Tier | None]:
 
 def is_whole(to: str, manifest: SessionManifest) -> bool:
     """Whether all files of a session, and its movies, are at the target."""
-    sizes = file_sizes(storage.join(to, "sessions", manifest.session))
+    sizes = storage.file_sizes(storage.join(to, "sessions", manifest.session))
     files = session_files(manifest)
     return all(sizes.get(path) == file.bytes for path, file in files.items()) and all(
         stored_movie(to, name) == entry for name, entry in manifest.movies.items()

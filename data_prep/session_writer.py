@@ -18,7 +18,7 @@ from data_prep.shard_writer import ShardPlan, WrittenShard
 from data_prep.survey import Survey, SurveyedTrial, repeated_videos
 from fmcortex import __version__, storage
 from fmcortex.data.arrays import content_sha256, little_endian
-from fmcortex.data.files import file_sizes, session_files
+from fmcortex.data.files import session_files
 from fmcortex.data.manifest import (
     Array,
     SessionManifest,
@@ -106,7 +106,7 @@ def finish_session(
         tool_version=__version__,
     )
     # Left by runs that were killed, or of other settings.
-    for path in sorted(set(file_sizes(folder)) - set(session_files(manifest)) - {MANIFEST}):
+    for path in sorted(set(storage.file_sizes(folder)) - set(session_files(manifest)) - {MANIFEST}):
         storage.remove(storage.join(folder, path))
     storage.write_bytes(storage.join(folder, MANIFEST), manifest.encoded())
     return manifest

@@ -21,7 +21,6 @@ from data_prep.survey import Survey, SurveyedTrial, repeated_videos
 from fmcortex import storage
 from fmcortex.data.arrays import encode_npy
 from fmcortex.data.codecs import BLOCK_ROWS, CHUNK_FRAMES, ZSTD_LEVEL, compress
-from fmcortex.data.files import file_sizes
 from fmcortex.data.manifest import (
     VERSION,
     Block,
@@ -122,7 +121,7 @@ def whole_shard(to: str, session: str, plan: ShardPlan, inputs: str) -> WrittenS
         index = ShardIndex.parse(content, url)
     except DataError:
         return None
-    sizes = file_sizes(folder)
+    sizes = storage.file_sizes(folder)
     if index.inputs_sha256 != inputs or sizes.get(f"{plan.name}.tar") != index.bytes:
         return None
     movies: dict[str, MovieEntry] = {}

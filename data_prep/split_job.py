@@ -22,7 +22,6 @@ from data_prep.splits import Leak, MovieUse, assign_apart, find_leaks
 from data_prep.survey import PART
 from fmcortex import storage
 from fmcortex.data.dataset import open_dataset
-from fmcortex.data.files import file_sizes
 from fmcortex.data.manifest import (
     VERSION,
     Document,
@@ -202,7 +201,7 @@ def _stored_split(to: str, settings: PrepSettings, names: set[str], overwrite: b
 def _manifests(to: str) -> Iterator[tuple[str, SessionManifest]]:
     """The sessions that are at the target, whether or not its own manifest is."""
     root = storage.join(to, "sessions")
-    for path in sorted(file_sizes(root)):
+    for path in sorted(storage.file_sizes(root)):
         name, _, file = path.partition("/")
         if file == "manifest.json":
             url = storage.join(root, path)

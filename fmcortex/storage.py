@@ -27,8 +27,8 @@ PART = 16 * 2**20
 #: Parts of one object that are read at once.
 READERS = 4
 
-#: Deadlines that a removal may take: a folder of many files takes many requests.
-REMOVING = 10
+#: Deadlines that removing or listing a folder may take: many files take many requests.
+WHOLE_FOLDER = 10
 
 #: Parts of an upload that S3 takes.
 MOST_PARTS = 10_000
@@ -67,6 +67,47 @@ def exists(url: str) -> bool:
     fs.invalidate_cache(path)
     policy = default_policy()
     return bool(retrying(lambda: request(fs, policy.deadline, "exists", path), url, "read", policy))
+
+
+def names(folder: str) -> list[str]:
+    """The names of the files and folders in the folder at a URL, sorted; none if it is not there.
+
+    Raises:
+        StorageError: it cannot be listed.
+    """
+    fs, path = filesystem(folder)
+    found = _listing(fs, path, folder, "ls", detail=False) or []
+    # Stores without folders may list the folder itself, as an object of no bytes.
+    paths = (str(one).rstrip("/") for one in found)
+    return sorted(one.rpartition("/")[2] for one in paths if one != path)
+
+
+def file_sizes(folder: str) -> dict[str, int]:
+    """Bytes of every file below the folder at a URL, by path in it; none if it is not there.
+
+    Raises:
+        StorageError: it cannot be listed.
+    """
+    fs, path = filesystem(folder)
+    found = _listing(fs, path, folder, "find", detail=True) or {}
+    return {name.removeprefix(path).lstrip("/"): int(info["size"]) for name, info in found.items()}
+
+
+def _listing(fs: fsspec.AbstractFileSystem, path: str, url: str, method: str, detail: bool) -> Any:
+    """What a method of a file system lists of a folder; None if there is no folder."""
+    policy = default_policy()
+
+    def ask() -> Any:
+        fs.invalidate_cache()  # other processes may have written since this one last looked
+        try:
+            return request(fs, WHOLE_FOLDER * policy.deadline, method, path, detail=detail)
+        except FileNotFoundError:
+            return None
+
+    if _remote(fs):
+        return retrying(ask, url, "list", policy)
+    with reason(url, "list"):
+        return ask()
 
 
 def is_local(url: str) -> bool:
@@ -266,7 +307,7 @@ def remove(url: str) -> None:
         if request(fs, policy.deadline, "exists", path):
             # By another process, or an attempt whose answer got lost.
             with suppress(FileNotFoundError):
-                request(fs, REMOVING * policy.deadline, "rm", path, recursive=True)
+                request(fs, WHOLE_FOLDER * policy.deadline, "rm", path, recursive=True)
             # s3fs passes over files that the store refused to remove.
             fs.invalidate_cache(path)
             if request(fs, policy.deadline, "exists", path):

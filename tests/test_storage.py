@@ -36,8 +36,7 @@ def test_write_and_read(place: str) -> None:
     storage.write_bytes(url, b"two\x00")
     assert storage.exists(url)
     assert storage.read_bytes(url) == b"two\x00"
-    fs, path = storage.filesystem(storage.join(place, "deep", "er"))
-    assert [name.rsplit("/", 1)[-1] for name in fs.ls(path, detail=False)] == ["x.bin"]
+    assert storage.names(storage.join(place, "deep", "er")) == ["x.bin"]
 
 
 def test_json(place: str) -> None:
@@ -62,6 +61,17 @@ def test_remove(place: str) -> None:
     storage.remove(storage.join(place, "folder"))
     assert not storage.exists(storage.join(place, "folder"))
     storage.remove(storage.join(place, "folder"))  # there is nothing: fine
+
+
+def test_listing(place: str) -> None:
+    for path, content in (("b/x", b"12"), ("b/c/y", b""), ("a", b"3")):
+        storage.write_bytes(storage.join(place, "folder", path), content)
+    assert storage.names(storage.join(place, "folder")) == ["a", "b"]
+    assert storage.names(storage.join(place, "folder/b") + "/") == ["c", "x"]
+    assert storage.file_sizes(storage.join(place, "folder")) == {"a": 1, "b/c/y": 0, "b/x": 2}
+    assert storage.names(storage.join(place, "none")) == []
+    assert storage.file_sizes(storage.join(place, "none")) == {}
+    assert storage.names(storage.join(place, "folder/a")) == []  # a file
 
 
 def test_what_is_not_there(place: str) -> None:

@@ -65,7 +65,7 @@ def proxy(shared_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultPro
     """The proxy that storage goes through, with nothing broken; waits are short."""
     policy = RetryPolicy(attempts=ATTEMPTS, first_wait=0.02, deadline=DEADLINE, slowest=4e7)
     monkeypatch.setattr(storage, "default_policy", lambda: policy)
-    monkeypatch.setattr(storage, "REMOVING", 1)
+    monkeypatch.setattr(storage, "WHOLE_FOLDER", 1)
     shared_proxy.breaks()
     return shared_proxy
 
@@ -213,6 +213,26 @@ def test_asking_and_removing(proxy: FaultProxy, url: str, fault: str) -> None:
     fails(lambda: storage.remove(url), url, "remove")
 
 
+@pytest.mark.parametrize("fault", ["reset", "reset_body", "slow_down", "error", "hang"])
+def test_listing(proxy: FaultProxy, url: str, fault: str) -> None:
+    folder = os.path.dirname(url)
+    parent = os.path.dirname(folder)
+    for listing, found in (
+        (storage.names, ["folder"]),
+        (storage.file_sizes, {"folder/x": 200_000}),
+    ):
+        proxy.breaks(Rule(fault, method="GET"))
+        assert listing(parent) == found
+        assert proxy.counts[fault] == 1
+        proxy.breaks(Rule(fault, times=None))
+        fails(lambda listing=listing: listing(folder), folder, "list")
+
+
+def test_listing_what_is_not_there(proxy: FaultProxy, url: str) -> None:
+    assert storage.names(f"{url}-none") == []
+    assert storage.file_sizes(f"{url}-none") == {}
+
+
 def test_a_removal_that_is_refused_is_told(proxy: FaultProxy, url: str) -> None:
     import s3fs
 
@@ -241,11 +261,13 @@ def test_a_server_that_is_away(
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     s3fs.S3FileSystem.clear_instance_cache()
+    calls = {storage.read_bytes: "read", storage.names: "list", storage.file_sizes: "list"}
     try:
-        text = fails(lambda: storage.read_bytes(url), url, "read")
+        for call, doing in calls.items():
+            text = fails(lambda call=call: call(url), url, doing)
+            assert "Could not connect to the endpoint" in text
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
-    assert "Could not connect to the endpoint" in text
 
 
 def test_what_another_process_wrote_is_seen(proxy: FaultProxy, url: str) -> None:
@@ -258,6 +280,9 @@ def test_what_another_process_wrote_is_seen(proxy: FaultProxy, url: str) -> None
     other.rm(f"{path}/x")
     assert storage.exists(f"{url[:-1]}y")
     assert not storage.exists(url)
+    assert fs.ls(path, detail=False) == [f"{path}/y"]
+    other.pipe_file(f"{path}/z", b"new")
+    assert storage.names(os.path.dirname(url)) == ["y", "z"]
 
 
 def test_many_threads_on_a_shaky_server(

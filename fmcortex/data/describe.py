@@ -108,14 +108,7 @@ def datasets_in(url: str) -> list[str]:
     Raises:
         StorageError: it cannot be listed.
     """
-    fs, path = storage.filesystem(url)
-    with storage.reason(url, "list"):
-        try:
-            found = fs.ls(path, detail=False)
-        except FileNotFoundError:
-            return []
-    names = sorted(name.rstrip("/").rpartition("/")[2] for name in found)
-    places = [storage.join(url, name) for name in names]
+    places = [storage.join(url, name) for name in storage.names(url)]
     return [place for place in places if storage.exists(storage.join(place, MANIFEST))]
 
 

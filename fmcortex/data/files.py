@@ -20,22 +20,6 @@ from fmcortex.errors import FmcortexError, StorageError
 BLOCK = 8 << 20
 
 
-def file_sizes(url: str) -> dict[str, int]:
-    """Bytes of every file below the folder `url`, by path in it; empty if there is no folder.
-
-    Raises:
-        StorageError: the location cannot be listed.
-    """
-    fs, path = storage.filesystem(url)
-    fs.invalidate_cache()  # another process may have written since this one last looked
-    with storage.reason(url, "list"):
-        try:
-            found = fs.find(path, detail=True)
-        except FileNotFoundError:
-            return {}
-    return {name.removeprefix(path).lstrip("/"): int(info["size"]) for name, info in found.items()}
-
-
 def session_files(manifest: SessionManifest) -> dict[str, StoredFile]:
     """Every file that a session's manifest names, by path in the session's folder."""
     files = dict(manifest.files)
@@ -51,7 +35,7 @@ def check_file(folder: str, path: str, expected: StoredFile, size: int | None) -
         folder: of the session or movie.
         path: the file's path in it.
         expected: what was written.
-        size: the file's bytes as `file_sizes` found them, None if it did not find the file.
+        size: the file's bytes as `storage.file_sizes` found them, None if it did not find the file.
     """
     url = storage.join(folder, path)
     if size is None:
@@ -71,7 +55,7 @@ def check_file(folder: str, path: str, expected: StoredFile, size: int | None) -
 
 def session_problems(url: str, manifest: SessionManifest) -> list[str]:
     """Check every byte of a session's folder; one line for each problem."""
-    sizes = file_sizes(url)
+    sizes = storage.file_sizes(url)
     found = [
         check_file(url, path, expected, sizes.get(path))
         for path, expected in session_files(manifest).items()
@@ -97,7 +81,7 @@ def movie_problems(dataset: str, name: str, entry: MovieEntry) -> list[str]:
         return [str(error)]
     if (index.movie, index.entry) != (name, entry):
         return [f"{url}: is not the index that the sessions' manifests hold"]
-    sizes = file_sizes(folder)
+    sizes = storage.file_sizes(folder)
     files = {
         ARRAY: StoredFile(bytes=entry.bytes, sha256=entry.sha256),
         "zarr.json": index.array,

@@ -89,14 +89,14 @@ def step_folder(run: str, step: int) -> str:
 
 
 def list_checkpoints(run: str) -> list[str]:
-    """The folders of `run`'s checkpoints that have a manifest, newest first."""
-    fs, path = storage.filesystem(storage.join(run, "checkpoints"))
-    if not fs.exists(path):
-        return []
-    fs.invalidate_cache(path)
-    names = [entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False)]
-    steps = sorted((n for n in names if re.fullmatch(r"step-\d{8}", n)), reverse=True)
-    folders = [storage.join(run, "checkpoints", name) for name in steps]
+    """The folders of `run`'s checkpoints that have a manifest, newest first.
+
+    Raises:
+        StorageError: the store cannot be asked.
+    """
+    folder = storage.join(run, "checkpoints")
+    steps = [name for name in storage.names(folder) if re.fullmatch(r"step-\d{8}", name)]
+    folders = [storage.join(folder, name) for name in reversed(steps)]
     return [f for f in folders if storage.exists(storage.join(f, MANIFEST))]
 
 

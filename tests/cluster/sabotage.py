@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cluster.checkpoints
@@ -114,6 +115,18 @@ def at_moment(moment: str, rank: int) -> None:
     where, patch = MOMENTS[moment]
     if where in (None, rank):
         patch()
+
+
+def meet(folder: str, rank: int) -> None:
+    """Let rank 0, when it comes to remove the first old checkpoint, wait for a file `go-on`."""
+
+    def wait() -> None:
+        Path(folder, "reached").touch()
+        while not Path(folder, "go-on").exists():
+            time.sleep(0.01)
+
+    if rank == 0:
+        nth_call(cluster.checkpoints, "prune", 2, wait)
 
 
 def sleep_for_ever() -> None:

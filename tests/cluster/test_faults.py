@@ -13,7 +13,7 @@ import pytest
 import s3fs
 import torch
 from ranks import run_ranks, said
-from sabotage import EVERY, MOMENTS, at_moment, hang, infinite_response, refuse_writes
+from sabotage import EVERY, MOMENTS, at_moment, hang, infinite_response, meet, refuse_writes
 
 from cluster.watchdog import HUNG
 from fmcortex.config import RunConfig
@@ -135,22 +135,28 @@ def test_a_store_that_refuses_the_last_checkpoint(run: RunConfig, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_store_that_is_away_for_a_while(run: RunConfig, tmp_path: Path, s3_server: Any) -> None:
+def test_a_store_that_is_away_for_a_while(
+    run: RunConfig, tmp_path: Path, s3_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # what botocore sits out does not reach us
     config = run.model_copy(update={"output": f"{s3_server.url}/run"})
     config = changed(config, "training", epochs=10)  # 40 steps
     stopped: list[int] = []
 
     def outage() -> None:
-        while latest_step(config.output) < 8:
-            time.sleep(0.05)
+        while not (tmp_path / "reached").exists():
+            time.sleep(0.01)
         s3_server.stop()
         stopped.append(latest_step_or_none(config.output))
+        (tmp_path / "go-on").touch()
         time.sleep(3)
         s3_server.start()
 
     thread = threading.Thread(target=outage, daemon=True)
     thread.start()
-    states = run_ranks(config, 2, tmp_path / "outage")
+    # It is away when old checkpoints are to be listed and removed, and for the saves after that.
+    sabotage = partial(meet, str(tmp_path))
+    states = run_ranks(config, 2, tmp_path / "outage", sabotage=sabotage)
     thread.join(timeout=5)
     assert stopped == [-1]  # nobody could reach it
     assert same_bits(states, undisturbed(config, tmp_path))
