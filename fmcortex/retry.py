@@ -201,6 +201,10 @@ def _noting(call: Callable[..., Awaitable[Any]], uploads: list[dict[str, Any]]) 
 def describe(error: BaseException) -> str | None:
     """The reason of a failure of storage in one line; None if it is no failure of storage."""
     if isinstance(error, FileNotFoundError):
+        cause = error.__cause__
+        # fsspec says so of a file over HTTP whatever happened when it was asked for.
+        if cause is not None and (transient(cause) or status(cause) not in (None, 404, 410)):
+            return describe(cause)
         return "no such file or folder"
     if isinstance(error, OSError):
         return _line(error.strerror or str(error)) or type(error).__name__
@@ -261,6 +265,8 @@ def transient(error: BaseException) -> bool:
     if (answer := status(error)) is not None:  # says more than what the client made of it
         passing = answer in (408, 429) or (answer >= 500 and answer != 501)
         return passing or any(_code(one) in PASSING_CODES for one in _causes(error))
+    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+        return transient(error.__cause__)
     if isinstance(error, (*LASTING, PermissionError)):
         return False
     if "CERTIFICATE_VERIFY_FAILED" in str(error):

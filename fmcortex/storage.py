@@ -168,8 +168,37 @@ def read_bytes(url: str) -> bytes:
     return bytes(content)
 
 
-def read_range(url: str, start: int, end: int) -> bytes:
+def size(url: str) -> int:
+    """Bytes of the file at `url`.
+
+    Raises:
+        StorageError: it cannot be asked, or the server does not tell.
+    """
+    fs, path = filesystem(url)
+
+    def ask() -> int | None:
+        fs.invalidate_cache(path)
+        found = request(fs, default_policy().deadline, "info", path)["size"]
+        return None if found is None else int(found)
+
+    if _remote(fs):
+        found = retrying(ask, url, "read")
+    else:
+        with reason(url, "read"):
+            found = ask()
+    if found is None:
+        raise StorageError(f"{url}: cannot read: the server does not tell its size; download it")
+    return found
+
+
+def read_range(url: str, start: int, end: int, *, whole: bool = True) -> bytes:
     """Bytes `start` to `end` (exclusive) of the file at `url`, which must exist.
+
+    Args:
+        url: of the file.
+        start: the first byte.
+        end: the byte after the last.
+        whole: whether a server may answer with the whole file, as some web servers do.
 
     Returns:
         end - start bytes; fewer where the file ends before, none where it starts past the end.
@@ -181,13 +210,15 @@ def read_range(url: str, start: int, end: int) -> bytes:
         raise ValueError(f"{url}: no range: {start} to {end}")
     fs, path = filesystem(url)
     if _remote(fs):
-        return _range(fs, path, url, start, end)
+        return _range(fs, path, url, start, end, whole)
     with reason(url, "read"), fs.open(path, "rb") as stream:
         stream.seek(start)
         return bytes(stream.read(end - start))
 
 
-def _range(fs: fsspec.AbstractFileSystem, path: str, url: str, start: int, end: int) -> bytes:
+def _range(
+    fs: fsspec.AbstractFileSystem, path: str, url: str, start: int, end: int, whole: bool = True
+) -> bytes:
     """The same of a remote store."""
     if start == end:
         return b""  # HTTP cannot ask for no bytes
@@ -201,8 +232,11 @@ def _range(fs: fsspec.AbstractFileSystem, path: str, url: str, start: int, end: 
             if status(error) == 416:  # starts past the end
                 return b""
             raise
-        # A plain web server may answer with the whole file instead.
-        return content if len(content) <= end - start else content[start:end]
+        if len(content) <= end - start:
+            return content
+        if not whole:
+            raise StorageError(f"{url}: its server does not give parts of files; download it")
+        return content[start:end]
 
     return retrying(ask, url, "read", policy)
 

@@ -16,7 +16,15 @@ from botocore import exceptions as botocore
 from s3fs.errors import translate_boto_error
 
 from fmcortex.errors import StorageError
-from fmcortex.retry import RetryPolicy, default_policy, request, retrying, status, transient
+from fmcortex.retry import (
+    RetryPolicy,
+    default_policy,
+    describe,
+    request,
+    retrying,
+    status,
+    transient,
+)
 
 URL = "s3://bucket/x"
 ASKED: Any = SimpleNamespace(real_url="http://x")
@@ -82,6 +90,7 @@ PASSING = {
     # aiohttp gives a body that ended early the code 400, which the server never said.
     "body": caused(aiohttp.ClientPayloadError("x"), ContentLengthError("few")),
     "disconnected": aiohttp.ServerDisconnectedError(),
+    "as if missing": caused(FileNotFoundError("x"), aiohttp.ServerDisconnectedError()),
     "web server": aiohttp.ClientResponseError(ASKED, (), status=502),
     "500": answered("InternalError", 500),
     "503": answered("SlowDown", 503),
@@ -109,6 +118,10 @@ LASTING = {
     "no credentials": botocore.NoCredentialsError(),
     "certificate": botocore.SSLError(endpoint_url="https://x", error="CERTIFICATE_VERIFY_FAILED"),
     "web server": aiohttp.ClientResponseError(ASKED, (), status=401),
+    "as if missing": caused(
+        FileNotFoundError("x"), aiohttp.ClientResponseError(ASKED, (), status=403)
+    ),
+    "missing twice": caused(FileNotFoundError("x"), FileNotFoundError("y")),
 }
 
 
@@ -129,6 +142,20 @@ def test_what_lasts_is_not(error: BaseException) -> None:
     assert str(caught.value).startswith(f"{URL}: cannot write: ")
     assert "tried" not in str(caught.value)
     assert (call.calls, clock.waits) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (LASTING["missing"], "no such file or folder"),
+        (LASTING["404"], "no such file or folder"),
+        (LASTING["missing twice"], "no such file or folder"),
+        (LASTING["as if missing"], "403, message='', url='http://x'"),
+        (PASSING["as if missing"], "Server disconnected"),
+    ],
+)
+def test_missing_is_said_of_what_is_missing_only(error: BaseException, told: str) -> None:
+    assert describe(error) == told
 
 
 def test_the_last_failure_is_told_in_one_line() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
@@ -36,6 +36,7 @@ def test_write_and_read(place: str) -> None:
     storage.write_bytes(url, b"two\x00")
     assert storage.exists(url)
     assert storage.read_bytes(url) == b"two\x00"
+    assert storage.size(url) == 4
     assert storage.names(storage.join(place, "deep", "er")) == ["x.bin"]
 
 
@@ -74,10 +75,11 @@ def test_listing(place: str) -> None:
     assert storage.names(storage.join(place, "folder/a")) == []  # a file
 
 
-def test_what_is_not_there(place: str) -> None:
+@pytest.mark.parametrize("read", [storage.read_bytes, storage.size])
+def test_what_is_not_there(place: str, read: Callable[[str], object]) -> None:
     url = storage.join(place, "none")
     with pytest.raises(StorageError) as caught:
-        storage.read_bytes(url)
+        read(url)
     assert str(caught.value) == f"{url}: cannot read: no such file or folder"
 
 

@@ -12,13 +12,18 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from fault_proxy import FAULTS, FaultProxy, Rule, fault_proxy
 
-from fmcortex import storage
+from fmcortex import remote_file, storage
 from fmcortex.errors import StorageError
+from fmcortex.remote_file import RemoteFile
 from fmcortex.retry import RetryPolicy
 
 CONTENT = random.Random(1).randbytes(200_000)
@@ -188,6 +193,52 @@ def test_ranges(proxy: FaultProxy, url: str) -> None:
         storage.read_range(url, 2, 1)
     storage.write_bytes(url, b"")
     assert storage.read_range(url, 0, 10) == b""
+
+
+@pytest.mark.parametrize("protocol", ["s3", "http"])
+def test_a_file_read_at_any_place(
+    proxy: FaultProxy, url: str, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_file, "BLOCK", 1000)
+    monkeypatch.setattr(remote_file, "BLOCKS", 4)
+    where = url
+    if protocol == "http":
+        where = f"{proxy.url}/{url.removeprefix('s3://')}"
+        assert "403" in fails(lambda: RemoteFile(where), where, "read", 1)  # not "no such file"
+        fs, path = storage.filesystem(url)
+        fs.chmod(path, "public-read")
+    proxy.breaks(Rule("slow_down", method="HEAD", times=1))
+    with RemoteFile(where) as file:
+        for number, fault in enumerate(READING):
+            proxy.breaks(Rule(fault, method="GET"))
+            place = 777 + 20_000 * number
+            file.seek(place)
+            assert file.read(2500) == CONTENT[place : place + 2500]
+            assert proxy.counts == {fault: 1}
+        file.seek(-10, os.SEEK_END)
+        assert file.read() == CONTENT[-10:]
+        proxy.breaks(Rule("reset", times=None))
+        file.seek(0)
+        fails(lambda: file.read(10), where, "read")
+    proxy.breaks()
+    missing = f"{where}-none"
+    assert "no such file" in fails(lambda: RemoteFile(missing), missing, "read", 1)
+
+
+def test_a_server_that_gives_whole_files_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_file, "BLOCK", 1000)
+    (tmp_path / "x").write_bytes(CONTENT)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/x"
+        assert storage.size(url) == len(CONTENT)
+        assert storage.read_range(url, 5, 9) == CONTENT[5:9]
+        with pytest.raises(StorageError, match=f"{url}: its server does not give parts of files"):
+            RemoteFile(url).read(4)
+        server.shutdown()
 
 
 def test_a_damaged_upload_or_answer_needs_a_check_of_the_content(

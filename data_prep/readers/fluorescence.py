@@ -25,6 +25,7 @@ from data_prep.readers.nwb_rois import read_fields
 from data_prep.readers.nwb_schema import NWB_JSON, nwb_source, read_nwb_json
 from data_prep.readers.signal_files import SignalFile, signal_paths
 from data_prep.readers.signals_schema import FLUORESCENCE, RESPONSES
+from fmcortex import storage
 from fmcortex.errors import DataError
 
 
@@ -137,7 +138,7 @@ def source_files(fluorescence: Fluorescence, folder: Path) -> dict[str, SourceRe
     for source in fluorescence.sources:
         name = _public(source, folder)
         if "://" in source:
-            found[name] = SourceRecord(bytes=nwb_file.size(source), sha256=None)
+            found[name] = SourceRecord(bytes=storage.size(source), sha256=None)
         else:
             file = file_sha256(Path(source))
             found[name] = SourceRecord(bytes=file.bytes, sha256=file.sha256)

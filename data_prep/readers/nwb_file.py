@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 
 from data_prep.readers import npy
 from data_prep.readers.clock import Clock
-from fmcortex.errors import DataError
+from fmcortex.errors import DataError, StorageError
+from fmcortex.remote_file import RemoteFile
 
 
 def open_nwb(location: str) -> Any:
@@ -27,25 +27,13 @@ def open_nwb(location: str) -> Any:
     try:
         if "://" not in location:
             return h5py.File(location, "r")
-        return h5py.File(fsspec.open(location, "rb").open(), "r")
+        return h5py.File(RemoteFile(location), "r")
     except FileNotFoundError as error:
         raise DataError(f"{location}: file is missing") from error
-    except Exception as error:
-        # Clients of object stores have no common class of errors.
+    except StorageError:
+        raise
+    except Exception as error:  # what is no HDF5 raises many kinds
         raise DataError(f"{location}: cannot open as HDF5: {error}") from error
-
-
-def size(url: str) -> int:
-    """Bytes of the file at a URL.
-
-    Raises:
-        DataError: it cannot be asked.
-    """
-    try:
-        fs, path = fsspec.core.url_to_fs(url)
-        return int(fs.size(path))
-    except Exception as error:
-        raise DataError(f"{url}: cannot read: {error}") from error
 
 
 def child(file: Any, path: str, source: str) -> Any:

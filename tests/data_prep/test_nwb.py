@@ -1,6 +1,7 @@
 """NWB files written by pynwb, prepared and read back against interpolation done here."""
 
 import json
+import re
 
 import fsspec
 import h5py
@@ -9,11 +10,12 @@ import pytest
 from nwb_scan import CLIP, NAME, Scan
 
 from data_prep.job import prepare
-from data_prep.readers import nwb_file
 from data_prep.readers.nwb import NwbReader
 from data_prep.settings import PrepSettings
+from fmcortex import remote_file, storage
 from fmcortex.data.dataset import open_dataset
 from fmcortex.data.describe import verify
+from fmcortex.errors import StorageError
 
 
 @pytest.fixture
@@ -115,37 +117,51 @@ def test_from_a_url_only_parts_are_read(make, tmp_path, monkeypatch):
     fs.pipe_file(path, scan.path.read_bytes())
     scan.path.unlink()
     (scan.folder / "nwb.json").write_text(json.dumps({**scan.json, "url": url}))
-    read = []
+    monkeypatch.setattr(remote_file, "BLOCK", 2**16)
+    read, original = [], storage.read_range
 
-    class Counting:
-        def __init__(self, file):
-            self.file = file
+    def counting(url, start, end, **options):
+        read.append(end - start)
+        return original(url, start, end, **options)
 
-        def open(self):
-            return self
-
-        def readinto(self, buffer):
-            read.append(len(buffer))
-            return self.file.readinto(buffer)
-
-        def read(self, size=-1):
-            data = self.file.read(size)
-            read.append(len(data))
-            return data
-
-        def seek(self, *to):
-            return self.file.seek(*to)
-
-        def tell(self):
-            return self.file.tell()
-
-    monkeypatch.setattr(nwb_file.fsspec, "open", lambda *a: Counting(fs.open(path, "rb")))
+    monkeypatch.setattr(storage, "read_range", counting)
     reader = NwbReader(scan.folder)
     trial = reader.read(reader.trials()[0])
     assert trial.responses[0].values.shape[1] == 4000
     assert len(trial.responses[0].values) < 15
-    assert sum(read) < 0.25 * fs.size(path)
+    assert 0 < sum(read) < 0.25 * fs.size(path)
     fs.rm(path)
+
+
+def test_a_store_that_goes_away_is_told_and_the_rest_is_done_later(make, tmp_path, monkeypatch):
+    scan = make()
+    prepare(str(tmp_path / "source"), str(tmp_path / "undisturbed"))
+    url = "memory://nwb-away/scan.nwb"
+    fs, path = fsspec.core.url_to_fs(url)
+    fs.pipe_file(path, scan.path.read_bytes())
+    scan.path.unlink()
+    (scan.folder / "nwb.json").write_text(json.dumps({**scan.json, "url": url}))
+    monkeypatch.setattr(remote_file, "BLOCK", 4096)
+    original = storage.read_range
+    told = f"{url}: cannot read: connection reset (tried 5 times)"
+    to = str(tmp_path / "to")
+    for left in (0, 3, 20):  # while it is opened, while its tables are read, among the trials
+        requests = iter(range(left))
+
+        def going_away(*arguments, requests=requests, **options):
+            if next(requests, None) is None:
+                raise StorageError(told)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(storage, "read_range", going_away)
+        with pytest.raises(StorageError, match=f"^{re.escape(told)}$"):
+            prepare(str(tmp_path / "source"), to)
+        assert not storage.exists(f"{to}/manifest.json")
+    monkeypatch.setattr(storage, "read_range", original)
+    prepare(str(tmp_path / "source"), to)
+    fs.rm(path)
+    one, two = (open_dataset(f"{tmp_path / name}").session(NAME) for name in ("to", "undisturbed"))
+    assert [s.sha256 for s in one.manifest.shards] == [s.sha256 for s in two.manifest.shards]
 
 
 def test_gaps_of_the_treadmill_leave_a_trial_out(make, tmp_path):
