@@ -43,7 +43,6 @@ class Group:
     """
 
     def __init__(self, make: Callable[..., Answer], ranks: int, *arguments: Any) -> None:
-        multiprocessing.set_forkserver_preload(["preload"])
         context = multiprocessing.get_context("forkserver")
         port = _free_port()
         self._pipes, self._processes = [], []

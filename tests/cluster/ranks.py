@@ -7,9 +7,11 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -158,10 +160,18 @@ def run_ranks(
         sabotage,
         dict(os.environ),  # the server has those of its own start
     )
-    # Forked from a server that has imported everything once.
-    multiprocessing.set_forkserver_preload(["preload"])
+    _start_server()
     mp.start_processes(rank_main, arguments, ranks, start_method="forkserver")
     return [load_file(folder / f"{rank}.safetensors") for rank in range(ranks)]
+
+
+def _start_server() -> None:
+    """Start the process that ranks are forked from, if it is not there: it imports all once."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Python 3.11 does not hand sys.path on, and passes in silence over what it cannot import.
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        multiprocessing.set_forkserver_preload(["preload"])
+        forkserver.ensure_running()
 
 
 def bytes_of_step(folder: Path, rank: int = 0) -> dict[str, int]:
