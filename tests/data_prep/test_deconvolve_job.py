@@ -18,6 +18,7 @@ from data_prep import deconvolve_blocks, deconvolve_job
 from data_prep.deconvolution import DeconvolutionSettings
 from data_prep.deconvolve_blocks import blocks_of
 from data_prep.job import prepare
+from data_prep.readers.deconvolved import RECORD
 from data_prep.readers.fluorescence import Traces
 from data_prep.readers.nwb import NwbReader
 from fmcortex.cli import cli
@@ -189,7 +190,7 @@ def test_from_a_url(scan):
     run(scan)
     expected = content(scan.folder / "deconvolved" / "RoiResponseSeries2")
     shutil.rmtree(scan.folder / "deconvolved")
-    url = "memory://deconvolve-test/scan.nwb"
+    url = "memory://me:secret@deconvolve-test/scan.nwb?signature=hidden"
     fs, path = fsspec.core.url_to_fs(url)
     fs.pipe_file(path, scan.path.read_bytes())
     scan.path.unlink()
@@ -198,6 +199,9 @@ def test_from_a_url(scan):
     assert content(scan.folder / "deconvolved" / "RoiResponseSeries2") == expected
     assert run(scan) == [f"{NAME}: up to date"]
     assert NwbReader(scan.folder).info.neurons == 8
+    record = (scan.folder / "deconvolved" / RECORD).read_text()
+    assert '"memory://deconvolve-test/scan.nwb"' in record  # what only its user should know
+    assert not any(word in record for word in ("secret", "signature", "hidden"))
     fs.rm(path)
 
 
@@ -294,3 +298,15 @@ def test_the_command(scan, session, tmp_path):
     done = CliRunner().invoke(cli, ["deconvolve", str(scan.folder), "--set", "order=2"])
     assert isinstance(done.exception, ConfigError)
     assert "order" in str(done.exception)
+
+
+def test_a_session_that_fails_keeps_no_other_from_its_figure(scan, session, tmp_path):
+    for path in (session.folder / "signals").glob("fluorescence*"):
+        path.write_bytes(b"")
+    figures = tmp_path / "figures"
+    done = CliRunner().invoke(
+        cli, ["deconvolve", str(scan.folder.parent), "--figures", str(figures)]
+    )
+    assert isinstance(done.exception, DataError)
+    assert SIGNALS in str(done.exception)
+    assert [path.name for path in figures.iterdir()] == [f"{NAME}.png"]

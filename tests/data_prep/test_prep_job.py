@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from data_prep.settings import PrepSettings
 from fmcortex import storage
 from fmcortex.data.dataset import open_dataset
 from fmcortex.data.describe import describe, verify
-from fmcortex.errors import ConfigError, DataError, StorageError
+from fmcortex.errors import ConfigError, DataError, StorageError, WorkerError
 
 SETTINGS = PrepSettings(trials_per_shard=2)
 
@@ -238,6 +239,28 @@ def test_ray_tasks_give_the_same_dataset_and_the_original_error(sensorium, twin,
     prepare(source, str(tmp_path / "here"), SETTINGS)
     assert tree(tmp_path / "ray") == tree(tmp_path / "here")
     assert recording.folder.name in open_dataset(str(tmp_path / "ray")).sessions
+
+
+@pytest.mark.slow
+def test_a_ray_worker_that_dies_costs_no_shard(sensorium, tmp_path, monkeypatch):
+    recording, to = sensorium(), tmp_path / "to"
+
+    def die(*arguments):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(session_job, "finish_task", die)
+    with pytest.raises(WorkerError, match=f"^{recording.folder}: the Ray worker died: ") as caught:
+        prepare(str(recording.folder), str(to), SETTINGS, workers=1)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert not list(to.rglob("manifest.json"))
+    shards = {path: path.stat().st_mtime_ns for path in to.rglob("*.tar")}
+    lines = []
+    prepare(str(recording.folder), str(to), SETTINGS, progress=lines.append)
+    assert {path: path.stat().st_mtime_ns for path in to.rglob("*.tar")} == shards
+    assert lines[0].endswith(f"{len(shards)} of {len(shards)} shards kept")
+    prepare(str(recording.folder), str(tmp_path / "undisturbed"), SETTINGS)
+    assert tree(to) == tree(tmp_path / "undisturbed")
 
 
 def check_remote(to, recording, tmp_path):
