@@ -114,7 +114,7 @@ class DeepSpeedEngine:
             config={
                 "train_micro_batch_size_per_gpu": 1,
                 "gradient_accumulation_steps": 1,
-                # ZeRO 3 knows the mean only; `reduce` makes up for it.
+                # ZeRO 3 knows the mean only; `_backward` makes up for it.
                 **({"gradient_allreduce_op": "sum"} if stage < 3 else {}),
                 "gradient_clipping": 0.0,
                 "zero_allow_untested_optimizer": True,
@@ -159,30 +159,54 @@ class DeepSpeedEngine:
         self, gradients: Mapping[str, Tensor], streams: Collection[int]
     ) -> dict[str, Tensor]:
         """See `SharedEngine.reduce`."""
-        surrogate = self.engine([gradients.get(name) for name in self.names])
-        if self.stage == 3:
-            surrogate = surrogate * dist.get_world_size()
-        self.engine.backward(surrogate, scale_wrt_gas=False)
-        return {
-            name: self._fragments.safe_get_full_grad(p)
+        wanted = {
+            name: p
             for name, p in self.parameters.items()
             if rule_of(p).stream is None or rule_of(p).stream in streams
+        }
+        if self.stage == 0:
+            self._backward(gradients)
+            return {name: p.grad for name, p in wanted.items() if p.grad is not None}
+        # ZeRO would hand each rank its share alone, and clipping needs whole gradients: they are
+        # summed here, in one piece, and DeepSpeed is given the sum (see `step`).
+        shapes = {name: self._module.get_parameter(name) for name in wanted}
+        flat = torch.cat(
+            [
+                gradients[name].flatten() if name in gradients else torch.zeros_like(p).flatten()
+                for name, p in shapes.items()
+            ]
+        )
+        dist.all_reduce(flat)
+        parts = flat.split([p.numel() for p in shapes.values()])
+        return {
+            name: part.view_as(p) for (name, p), part in zip(shapes.items(), parts, strict=True)
         }
 
     def step(self, gradients: Mapping[str, Tensor], lr: float, streams: Collection[int]) -> None:
         """See `SharedEngine.step`."""
-        for name, gradient in gradients.items():
-            self._fragments.safe_set_full_grad(self.parameters[name], gradient)
         for group in self._groups:
             group["lr"] = lr
             group["active"] = bool(streams) and (
                 group["stream"] is None or group["stream"] in streams
             )
+        if self.stage == 0:
+            for name, gradient in gradients.items():
+                self._fragments.safe_set_full_grad(self.parameters[name], gradient)
+        else:
+            # One rank has it all and the others nothing, so that DeepSpeed's sum is exact.
+            self._backward(gradients if dist.get_rank() == 0 else {})
         self.engine.step()
         if self.stage == 3:
             for p in self._module.parameters():
                 p.data = p.data.new_empty(0)
             self._whole = False
+
+    def _backward(self, gradients: Mapping[str, Tensor]) -> None:
+        """Let DeepSpeed sum gradients over all ranks; of ZeRO 1 to 3, into each rank's share."""
+        surrogate = self.engine([gradients.get(name) for name in self.names])
+        if self.stage == 3:
+            surrogate = surrogate * dist.get_world_size()
+        self.engine.backward(surrogate, scale_wrt_gas=False)
 
     def state(self) -> dict[str, Tensor]:
         """See `SharedEngine.state`."""

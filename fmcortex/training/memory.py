@@ -59,8 +59,8 @@ class Memory:
 
     Attributes:
         parameters: of the shared part and of its sessions.
-        gradients: of both. Of the shared part: the sum over the rank's lanes, and what DeepSpeed
-            reduces over ranks.
+        gradients: of both. Of the shared part: the sum over the rank's lanes, that over ranks, and
+            from ZeRO stage 1 on what DeepSpeed is given of it: all, or from stage 2 on a share.
         optimizer: moments of both, and from ZeRO stage 1 on DeepSpeed's copy of the weights that
             it steps.
         activations: kept for the backward pass of the largest micro-batch; a rank's lanes run one
@@ -94,11 +94,11 @@ def rank_memory(
     own = sum(counts.of(count) for count in units)
     whole, part = counts.shared, -(-counts.shared // ranks)
     # Gathered, the weights are whole on every rank in stage 3, too: it is a small part.
-    reduced = part if stage >= 2 else whole
+    given = {0: 0, 1: whole}.get(stage, part)
     stepped = whole * moments if stage == 0 else part * (moments + 1)
     return Memory(
         parameters=FLOAT * (own + whole + (part if stage == 3 else 0)),
-        gradients=FLOAT * (own + whole + reduced),
+        gradients=FLOAT * (own + 2 * whole + given),
         optimizer=FLOAT * (own * moments + stepped),
         activations=kept.of(max(units, default=0)),
     )
@@ -107,15 +107,16 @@ def rank_memory(
 def shared_traffic(config: RunConfig, counts: Numbers, ranks: int) -> int:
     """Bytes of the shared part that a rank hands to collectives in a step.
 
-    Without ZeRO, its gradient once. With stages 1 and 2, twice (reduced, and gathered whole for
-    the clipping), and the stepped weights: the rank's part and the whole. With stage 3 the part
-    and the whole four times: weights for the lanes, weights for the backward pass, the reduced
-    gradients, and the gathered ones. Measured on two ranks (tests/cluster/test_parity.py).
+    Without ZeRO, its gradient once. With stages 1 and 2, twice (summed whole for the clipping, and
+    given to DeepSpeed), and the stepped weights: the rank's part and the whole. With stage 3 the
+    sum once, and the part and the whole three times: weights for the lanes, weights for DeepSpeed's
+    backward pass, and the gradients given to it. Measured on two ranks, as is all of it
+    (tests/cluster/test_parity.py).
     """
     if ranks == 1:
         return 0
     stage = config.cluster.zero_stage
-    times = {0: 1.0, 3: 4 * (1 + 1 / ranks)}.get(stage, 2 + 1 + 1 / ranks)
+    times = {0: 1.0, 3: 1 + 3 * (1 + 1 / ranks)}.get(stage, 2 + 1 + 1 / ranks)
     return round(FLOAT * counts.shared * times)
 
 
