@@ -83,7 +83,7 @@ RECIPES: dict[str, dict[str, object]] = {
     "sgd-adaptive": {**SGD_RECIPE, "clip": 0.01},
     "sgd-free": {**SGD_RECIPE, "lr": 0.002, "clip": None},
     "sgd-norm": {**SGD_RECIPE, "clip": None, "clip_norm": 0.1},
-    "sgd-both": {**SGD_RECIPE, "lr": 0.1, "clip": 0.01, "clip_norm": 0.02},
+    "sgd-both": {**SGD_RECIPE, "clip": 0.01, "clip_norm": 0.02},
     "adamw-adaptive": {**ADAMW_RECIPE, "clip": 0.01},
     "adamw-free": {**ADAMW_RECIPE, "clip": None},
     "adamw-norm": {**ADAMW_RECIPE, "clip": None, "clip_norm": 0.1},
