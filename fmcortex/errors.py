@@ -1,11 +1,35 @@
 """Errors a user can act on: the command line prints them as one line and exits with status 1."""
 
+from __future__ import annotations
+
+import re
+
+#: Parameters of signed URLs (S3, Google, Azure) and of tokens in general.
+_SECRET = re.compile(
+    r"([?&](?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|AWSAccessKeyId|GoogleAccessId"
+    r"|Signature|sig|(?:[a-z]+[_-])?token|api[_-]?key|password)=)[^&#\s\"',;:]+",
+    re.IGNORECASE,
+)
+
+
+def without_secrets(text: str) -> str:
+    """`text` with what the URLs in it let only their user know taken out.
+
+    That is user and password before the host, and the values of parameters that sign a URL:
+    messages and reports are there to be passed on.
+    """
+    return _SECRET.sub(r"\1...", re.sub(r"://[^/@\s\"']+@", "://", text))
+
 
 class FmcortexError(Exception):
     """Base of all errors caused by input, configuration or storage rather than by a defect.
 
-    The message names the culprit (file, session, field or flag) and says what to do.
+    The message names the culprit (file, session, field or flag) and says what to do; secrets of
+    the URLs that it names are left out.
     """
+
+    def __str__(self) -> str:
+        return without_secrets(super().__str__())
 
 
 class ConfigError(FmcortexError):

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import socket
 import uuid
 from collections.abc import Iterator
@@ -66,7 +65,14 @@ def exists(url: str) -> bool:
     # A listing that was read before says nothing of what other processes have written since.
     fs.invalidate_cache(path)
     policy = default_policy()
-    return bool(retrying(lambda: request(fs, policy.deadline, "exists", path), url, "read", policy))
+    return retrying(lambda: _there(fs, path, policy.deadline), url, "read", policy)
+
+
+def _there(fs: fsspec.AbstractFileSystem, path: str, seconds: float) -> bool:
+    """Whether a remote store has something at a path, if it answers."""
+    # Not strict, HTTP's file system takes every failure to ask for an absence.
+    options = {"strict": True} if "http" in fs.protocol else {}
+    return bool(request(fs, seconds, "exists", path, **options))
 
 
 def names(folder: str) -> list[str]:
@@ -338,13 +344,13 @@ def remove(url: str) -> None:
 
     def call() -> None:
         fs.invalidate_cache(path)
-        if request(fs, policy.deadline, "exists", path):
+        if _there(fs, path, policy.deadline):
             # By another process, or an attempt whose answer got lost.
             with suppress(FileNotFoundError):
                 request(fs, WHOLE_FOLDER * policy.deadline, "rm", path, recursive=True)
             # s3fs passes over files that the store refused to remove.
             fs.invalidate_cache(path)
-            if request(fs, policy.deadline, "exists", path):
+            if _there(fs, path, policy.deadline):
                 raise OSError(errno.EAGAIN, "the store has kept some of it")
 
     retrying(call, url, "remove", policy)
@@ -353,8 +359,3 @@ def remove(url: str) -> None:
 def sha256(content: bytes) -> str:
     """Hexadecimal SHA-256 of `content`."""
     return hashlib.sha256(content).hexdigest()
-
-
-def without_password(text: str) -> str:
-    """`text` with the user and password of URLs taken out: reports are there to be passed on."""
-    return re.sub(r"://[^/@\s\"']+@", "://", text)

@@ -235,6 +235,8 @@ def test_a_server_that_gives_whole_files_only(
         Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/x"
         assert storage.size(url) == len(CONTENT)
+        assert storage.exists(url)
+        assert not storage.exists(f"{url}-none")
         assert storage.read_range(url, 5, 9) == CONTENT[5:9]
         with pytest.raises(StorageError, match=f"{url}: its server does not give parts of files"):
             RemoteFile(url).read(4)
@@ -262,6 +264,19 @@ def test_asking_and_removing(proxy: FaultProxy, url: str, fault: str) -> None:
     proxy.breaks(Rule(fault, times=None))
     fails(lambda: storage.exists(url), url, "read")
     fails(lambda: storage.remove(url), url, "remove")
+
+
+@pytest.mark.parametrize("fault", ["reset", "slow_down", "error", "hang", "lost_answer"])
+def test_asking_a_web_server(proxy: FaultProxy, url: str, fault: str) -> None:
+    where = f"{proxy.url}/{url.removeprefix('s3://')}"
+    assert "403" in fails(lambda: storage.exists(where), where, "read", 1)
+    fs, path = storage.filesystem(url)
+    fs.chmod(path, "public-read")
+    proxy.breaks(Rule(fault))
+    assert storage.exists(where)
+    assert proxy.counts[fault] == 1
+    proxy.breaks(Rule(fault, times=None))
+    fails(lambda: storage.exists(where), where, "read")
 
 
 @pytest.mark.parametrize("fault", ["reset", "reset_body", "slow_down", "error", "hang"])

@@ -17,6 +17,7 @@ from data_prep.quality.session import BURNIN, session_quality
 from data_prep.quality.types import SessionQuality
 from fmcortex import __version__, storage
 from fmcortex.data.dataset import open_dataset
+from fmcortex.errors import without_secrets
 from fmcortex.report.figures import data_uri, style
 
 TEMPLATE = "page.html"
@@ -102,7 +103,7 @@ def write_quality(
     index = storage.join(to, INDEX)
     storage.write_bytes(index, index_page(url, lines).encode())
     # Put together from text: the numbers of many sessions as objects would fill the memory.
-    head = json.dumps({"url": storage.without_password(url), "thresholds": thresholds(burnin)})
+    head = json.dumps({"url": without_secrets(url), "thresholds": thresholds(burnin)})
     content = head[:-1] + ',\n"sessions": [\n' + ",\n".join(numbers) + "\n]}\n"
     storage.write_bytes(storage.join(to, NUMBERS), content.encode())
     return [index, *files, storage.join(to, NUMBERS)]
@@ -173,7 +174,7 @@ def session_page(quality: SessionQuality) -> str:
 
 def index_page(url: str, lines: Sequence[Line]) -> str:
     """The HTML page of all sessions."""
-    shown = storage.without_password(url)
+    shown = without_secrets(url)
     return _template().render(**_common("Quality of a dataset"), q=None, url=shown, lines=lines)
 
 

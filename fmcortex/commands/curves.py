@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fmcortex.commands.base import command
-from fmcortex.errors import ConfigError
+from fmcortex.errors import ConfigError, without_secrets
 
 if TYPE_CHECKING:
     from fmcortex.tracking.run import RunLog
@@ -93,7 +93,7 @@ def run_of(folder: str) -> RunLog:
     try:
         log.client.get_run(run_id)
     except MlflowException as error:
-        shown = storage.without_password(uri)
+        shown = without_secrets(uri)
         line = " ".join(str(error).split())[:200]
         raise ConfigError(f"{path}: cannot read run {run_id} of {shown}: {line}") from error
     return log

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fmcortex import storage
-from fmcortex.errors import ConfigError, DataError, FmcortexError
+from fmcortex.errors import ConfigError, DataError, FmcortexError, without_secrets
 from fmcortex.evaluation.evaluate import SessionScore
 from fmcortex.scaling.results import SUMMARY, SweepSummary, load_summary
 from fmcortex.tracking.run import client
@@ -181,9 +181,7 @@ def gather(inputs: ReportInputs) -> Report:
         sweep=load_summary(inputs.sweep) if inputs.sweep else None,
         checkpoint=checkpoint,
         dataset=dataset,
-        missing=[
-            storage.without_password(f"{r.folder}: {line}") for r in runs for line in r.missing
-        ],
+        missing=[without_secrets(f"{r.folder}: {line}") for r in runs for line in r.missing],
     )
 
 
@@ -240,6 +238,4 @@ def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
 
 def pretty(document: Any) -> str:
     """A configuration as text, without passwords."""
-    return storage.without_password(
-        json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False)
-    )
+    return without_secrets(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False))

@@ -15,7 +15,7 @@ from typing import Any
 from fmcortex import storage
 from fmcortex.data.dataset import open_dataset
 from fmcortex.data.manifest import DOMAINS
-from fmcortex.errors import FmcortexError
+from fmcortex.errors import FmcortexError, without_secrets
 from fmcortex.evaluation.evaluate import NATURAL, DomainScore
 from fmcortex.report import figures, network_figures
 from fmcortex.report.inputs import (
@@ -206,7 +206,7 @@ def _details(run: RunRecord) -> dict[str, Any]:
     checkpoint = run.checkpoint
     facts = {
         "MLflow run": run.run_id,
-        "tracking store": storage.without_password(run.uri) if run.uri else None,
+        "tracking store": without_secrets(run.uri) if run.uri else None,
         "status": run.status,
         "checkpoint": checkpoint.folder if checkpoint else None,
         "steps": str(checkpoint.step) if checkpoint else None,

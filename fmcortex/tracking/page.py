@@ -13,6 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from fmcortex import storage
+from fmcortex.errors import without_secrets
 from fmcortex.tracking import svg
 from fmcortex.tracking.kinds import Group
 from fmcortex.tracking.panels import comparison, groups, reach
@@ -134,7 +135,7 @@ def facts_of(known: Any, uri: str) -> dict[str, str]:
         if key in tags:
             facts[key] = tags[key]
     facts |= {k: v for k, v in tags.items() if not k.startswith("mlflow.") and k not in NO_FACTS}
-    return {key: storage.without_password(str(value)) for key, value in facts.items()}
+    return {key: without_secrets(str(value)) for key, value in facts.items()}
 
 
 def _tiles(curves: Curves) -> list[tuple[str, str, str]]:
