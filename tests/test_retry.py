@@ -231,7 +231,7 @@ def test_a_slow_request_is_cancelled() -> None:
     started = time.monotonic()
     with pytest.raises(TimeoutError, match=r"^not done after 0\.05 s$"):
         request(fs, 0.05, "cat_file", "30")
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 20  # the request sleeps for 30
     # s3fs' own loop was out of the way, on this call only.
     assert fs.seen == [("started", 1), ("started", 1), ("cancelled", 1)]
     assert fs.retries == 5

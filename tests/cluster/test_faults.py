@@ -97,7 +97,7 @@ def test_a_hang_ends_at_the_watchdogs_limit(run: RunConfig, tmp_path: Path, how:
     began = time.monotonic()
     with pytest.raises(Exception, match=rf"exit code {HUNG}|exit code 1|Connection|closed"):
         run_ranks(config, 2, tmp_path / "hung", sabotage=partial(hang, how))
-    assert time.monotonic() - began < 25
+    assert time.monotonic() - began < 100  # collectives would wait for half an hour
     if how == "asleep":
         told = Path(config.output, "hangs", "rank-1.txt").read_text()
         assert "reading clips (cluster.watchdog_seconds)" in told.splitlines()[0]

@@ -69,16 +69,17 @@ def test_processes_share_a_folder(url: str, folder: Path) -> None:
     get(RangeCache(str(folder), 20_000), url, 0, 700)
     with multiprocessing.get_context("fork").Pool(4) as pool:
         result = pool.starmap_async(_reads, [(url, str(folder), seed) for seed in range(4)])
-        most = 0
-        for _ in range(10):
+        most, looks, deadline = 0, 0, time.monotonic() + 30
+        while (most <= 10_000 or looks < 10) and time.monotonic() < deadline:
             time.sleep(0.02)
             with space._locked(EVICTING, 5) as chosen, space._locked(WRITING, 5) as alone:
                 assert chosen
                 assert alone  # nothing changes while we look
                 assert taken(folder) <= total(folder) <= 20_000
                 most = max(most, taken(folder))
+            looks += 1
         Path(f"{url}.stop").touch()
-        done = result.get(10)
+        done = result.get(60)
     assert most > 10_000
     for reads, hits, misses in done:
         assert reads == hits + misses
@@ -176,7 +177,7 @@ def test_a_lock_that_is_never_released_does_not_hang(
         started = time.monotonic()
         assert get(cache, url, 100, 200) == CONTENT[100:200]
         assert get(cache, url, 0, 100) == CONTENT[:100]
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 8  # one wait of the real patience takes 10
     assert (cache.hits, len(files(folder))) == (1, 1)
 
 

@@ -49,9 +49,14 @@ def threads() -> list[str]:
 
 
 def test_samples_of_this_machine(run: RunLog) -> None:
+    def history() -> list[Any]:
+        return run.client.get_metric_history(run.run_id, "system/cpu_utilization_percentage")
+
     with system_metrics(run, 0.05):
         assert threads() == ["system-metrics"]
-        time.sleep(0.6)
+        deadline = time.monotonic() + 30
+        while len(history()) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
     assert threads() == []
     found = sampled(run)
     assert set(found) == {f"system/{name}" for name in NAMES | RATES}
@@ -60,18 +65,17 @@ def test_samples_of_this_machine(run: RunLog) -> None:
         memory.used / 1e6, rel=0.5
     )
     assert 0 <= found["system/cpu_utilization_percentage"] <= 100
-    history = run.client.get_metric_history(run.run_id, "system/cpu_utilization_percentage")
-    assert len(history) >= 3
+    assert len(history()) >= 3
     start = run.client.get_run(run.run_id).info.start_time
     # The step is the second of the run.
-    assert all(metric.step == (metric.timestamp - start) // 1000 for metric in history)
+    assert all(metric.step == (metric.timestamp - start) // 1000 for metric in history())
 
 
 def test_a_short_block_is_sampled_once_and_is_not_held_up(run: RunLog) -> None:
     began = time.monotonic()
     with system_metrics(run, 3600, "node 1/a"):
         pass
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 60  # not the hour to the next sample
     assert set(sampled(run)) == {f"system/node_1_a/{name}" for name in NAMES | RATES}
 
 
@@ -137,7 +141,7 @@ def test_a_store_that_hangs_does_not_hold_up_the_run(
     began = time.monotonic()
     with system_metrics(run, 0.01):
         time.sleep(0.1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20  # the store comes back after 30
     release.set()
     while threads():
         time.sleep(0.01)

@@ -119,7 +119,7 @@ def test_a_store_that_is_gone_ends_it_in_one_line(
     began = time.monotonic()
     with pytest.raises(StorageError, match=r"s3://.*\.tar: cannot read: .*tried 6 times") as caught:
         fit(short(remote))
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 100
     assert "\n" not in str(caught.value)
 
 
