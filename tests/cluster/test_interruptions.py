@@ -84,14 +84,15 @@ def kill_at_random(config: RunConfig, kills: int, killed: list[int]) -> None:
     seen = 0
     while len(killed) < kills:
         seen = max(seen, latest_step(config.output))
-        wait_for(config, seen + 1)
-        time.sleep(rng.uniform(0.0, 1.0))
+        # Counted in steps, so that a fast machine is not done before the last kill.
+        wait_for(config, seen + rng.choice((1, 1, 4)))
+        time.sleep(rng.uniform(0.0, 0.1))
         workers = workers_of_this_test()
         if workers:
             seen = latest_step(config.output)
             rng.choice(workers).send_signal(signal.SIGKILL)
             killed.append(seen)
-            time.sleep(1.0)
+        time.sleep(1.0)
 
 
 @pytest.mark.slow
