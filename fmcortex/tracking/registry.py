@@ -22,7 +22,7 @@ from typing import Any
 
 from fmcortex import storage
 from fmcortex.errors import CheckpointError, ConfigError
-from fmcortex.tracking.run import RunLog, client, environment
+from fmcortex.tracking.run import RunLog, client, environment, to_share
 from fmcortex.training.checkpoint import (
     MANIFEST,
     SHARED,
@@ -140,7 +140,7 @@ def _check_name(name: str, alias: str | None) -> None:
 
 
 def _without_optimizer(source: Checkpoint, folder: Path) -> CheckpointManifest:
-    """Write the weights of `source` and a manifest of them to `folder`."""
+    """Write the weights of `source`, and a manifest of them for others, to `folder`."""
     names = [part_file(SHARED), *(part_file(session) for session in source.sessions)]
     missing = [name for name in names if name not in source.manifest.files]
     if missing:
@@ -149,7 +149,8 @@ def _without_optimizer(source: Checkpoint, folder: Path) -> CheckpointManifest:
         content = storage.read_bytes(storage.join(source.folder, name))
         storage.write_bytes(storage.join(str(folder), name), content)
     files = {name: source.manifest.files[name] for name in names}
-    manifest = source.manifest.model_copy(update={"files": files})
+    config = to_share(source.manifest.config)
+    manifest = source.manifest.model_copy(update={"files": files, "config": config})
     write_manifest(str(folder), manifest)
     Checkpoint(str(folder)).verify()  # a checkpoint that was pruned while it was read
     return manifest

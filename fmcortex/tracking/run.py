@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import platform
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 
 from fmcortex import storage
 from fmcortex.config import RunConfig, TrackingConfig
-from fmcortex.errors import ConfigError
+from fmcortex.errors import ConfigError, without_secrets
 
 #: MLflow refuses larger batches.
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100
@@ -131,6 +132,12 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
+def to_share(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON document without the secrets of the URLs in it."""
+    shared: dict[str, Any] = json.loads(without_secrets(json.dumps(dict(document))))
+    return shared
+
+
 def environment() -> dict[str, str]:
     """Versions, machine and code that a run used."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
@@ -185,7 +192,7 @@ class RunLog:
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
         made = client(uri)
-        labels = dict(tags or {})
+        labels = {key: without_secrets(value) for key, value in (tags or {}).items()}
         if parent:
             labels[MLFLOW_PARENT_RUN_ID] = parent
         run = made.create_run(
@@ -194,17 +201,17 @@ class RunLog:
         return cls(uri, run.info.run_id)
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Log settings, flattened."""
+        """Log settings, flattened; secrets of the URLs in them are left out."""
         from mlflow.entities import Param
 
-        entries = [Param(key, value) for key, value in flat(values).items()]
+        entries = [Param(key, without_secrets(value)) for key, value in flat(values).items()]
         for i in range(0, len(entries), PARAMS_A_BATCH):
             self.client.log_batch(self.run_id, params=entries[i : i + PARAMS_A_BATCH])
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags."""
         for key, value in values.items():
-            self.client.set_tag(self.run_id, key, value)
+            self.client.set_tag(self.run_id, key, without_secrets(value))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics of a step; they are sent when there are many, or by `flush`."""
@@ -227,8 +234,8 @@ class RunLog:
             self._waiting = self._waiting[METRICS_A_BATCH:]
 
     def dictionary(self, values: Mapping[str, Any], name: str) -> None:
-        """Log a dictionary as a .json or .yaml file."""
-        self.client.log_dict(self.run_id, dict(values), name)
+        """Log a dictionary as a .json or .yaml file, without secrets of the URLs in it."""
+        self.client.log_dict(self.run_id, to_share(values), name)
 
     def file(self, path: str | Path, folder: str | None = None) -> None:
         """Log a local file."""

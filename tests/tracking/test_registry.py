@@ -39,7 +39,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     for name, part in parts.items():
         files |= write_tensors(folder, part_file(name), part.state_dict())
         files |= write_tensors(folder, part_file(name, optimizer=True), part.state_dict())
-    config: dict[str, Any] = {"data": {"url": "somewhere"}}
+    config: dict[str, Any] = {"data": {"url": "https://ann:HIDDEN@somewhere/data?sig=HIDDEN"}}
     manifest = CheckpointManifest(step=40, model=model, units=UNITS, files=files, config=config)
     write_manifest(folder, manifest)
     return folder
@@ -100,8 +100,10 @@ def test_resolved_model_is_the_checkpoint_without_optimizer(
     for part in (SHARED, *UNITS):
         for name, tensor in original.tensors(part).items():
             assert found.tensors(part)[name].equal(tensor)
-    kinds = {path.suffix for path in Path(folder).rglob("*") if path.is_file()}
-    assert kinds == {".json", ".safetensors"}
+    files = [path for path in Path(folder).rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert found.manifest.config == {"data": {"url": "https://somewhere/data?sig=..."}}
+    assert not [path for path in files if b"HIDDEN" in path.read_bytes()]
 
 
 def test_nothing_in_the_store_is_pickled(registered: RegisteredModel, store: str) -> None:
