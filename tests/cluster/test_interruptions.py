@@ -85,7 +85,7 @@ def kill_at_random(config: RunConfig, kills: int, killed: list[int]) -> None:
     while len(killed) < kills:
         seen = max(seen, latest_step(config.output))
         # Counted in steps, so that a fast machine is not done before the last kill.
-        wait_for(config, seen + rng.choice((1, 1, 4)))
+        wait_for(config, seen + rng.choice((1, 4, 7)))
         time.sleep(rng.uniform(0.0, 0.1))
         workers = workers_of_this_test()
         if workers:
@@ -95,17 +95,20 @@ def kill_at_random(config: RunConfig, kills: int, killed: list[int]) -> None:
         time.sleep(1.0)
 
 
-@pytest.mark.slow
-def test_twenty_kills_change_nothing(tiny_run: RunConfig, tmp_path: Path) -> None:
-    config = changed(tiny_run, "training", epochs=10, steps_per_epoch=20)
+@pytest.mark.parametrize(
+    "kills",
+    [pytest.param(8, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.exhaustive)],
+)
+def test_kills_change_nothing(tiny_run: RunConfig, tmp_path: Path, kills: int) -> None:
+    config = changed(tiny_run, "training", epochs=kills // 2, steps_per_epoch=20)
     config = changed(config, "checkpoint", every=3)
-    config = changed(config, "cluster", workers=2, max_failures=25)
+    config = changed(config, "cluster", workers=2, max_failures=kills + 5)
     killed: list[int] = []
-    killer = threading.Thread(target=kill_at_random, args=(config, 20, killed), daemon=True)
+    killer = threading.Thread(target=kill_at_random, args=(config, kills, killed), daemon=True)
     killer.start()
     checkpoint = Checkpoint(pretrain(config).checkpoint)
-    assert len(killed) == 20
-    assert checkpoint.step == 200
+    assert len(killed) == kills
+    assert checkpoint.step == 10 * kills
     undisturbed = config.model_copy(update={"output": str(tmp_path / "undisturbed")})
     run_ranks(undisturbed, 2, tmp_path / "ranks")
     expected = open_checkpoint(undisturbed.output)
