@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fmcortex import storage
-from fmcortex.errors import CheckpointError, ConfigError
+from fmcortex.errors import CheckpointError, ConfigError, without_secrets
 from fmcortex.tracking.run import RunLog, client, environment, to_share
 from fmcortex.training.checkpoint import (
     MANIFEST,
@@ -206,7 +206,7 @@ def _add_version(
         store.create_registered_model(name, description="fmcortex foundation model")
     sessions = source.sessions
     tags = {
-        "checkpoint": source.folder,
+        "checkpoint": without_secrets(source.folder),
         "step": str(source.step),
         "sessions": ", ".join(sessions)[:4000],
         "session_count": str(len(sessions)),

@@ -121,14 +121,17 @@ def experiment(mlflow_client: Any, name: str, uri: str) -> str:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as `section.key` with values as text, as MLflow wants parameters."""
+    """Nested settings as `section.key` with values as text, as MLflow wants parameters.
+
+    Secrets of the URLs in them are left out.
+    """
     found: dict[str, str] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
             found |= flat(value, f"{name}.")
         else:
-            found[name] = str(value)[:500]
+            found[name] = without_secrets(str(value))[:500]
     return found
 
 
@@ -201,10 +204,10 @@ class RunLog:
         return cls(uri, run.info.run_id)
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Log settings, flattened; secrets of the URLs in them are left out."""
+        """Log settings, flattened."""
         from mlflow.entities import Param
 
-        entries = [Param(key, without_secrets(value)) for key, value in flat(values).items()]
+        entries = [Param(key, value) for key, value in flat(values).items()]
         for i in range(0, len(entries), PARAMS_A_BATCH):
             self.client.log_batch(self.run_id, params=entries[i : i + PARAMS_A_BATCH])
 
