@@ -84,8 +84,8 @@ def kill_at_random(config: RunConfig, kills: int, killed: list[int]) -> None:
     seen = 0
     while len(killed) < kills:
         seen = max(seen, latest_step(config.output))
-        # Counted in steps, so that a fast machine is not done before the last kill.
-        wait_for(config, seen + rng.choice((1, 4, 7)))
+        # Paced by steps, so that a fast machine is not done before the last kill.
+        wait_for(config, max(seen + 1, 9 * len(killed) + rng.randint(1, 7)))
         time.sleep(rng.uniform(0.0, 0.1))
         workers = workers_of_this_test()
         if workers:

@@ -101,7 +101,7 @@ def test_a_store_that_is_down_is_one_line(
     began = time.monotonic()
     with pytest.raises(StorageError) as caught:
         train(remote)
-    assert time.monotonic() - began < 40  # a hang that nothing ends takes a minute
+    assert time.monotonic() - began < 20  # s3fs alone would wait for twice 15 s
     text = str(caught.value)
     assert text.startswith(f"{remote}/manifest.json: cannot read: ")
     assert text.endswith("(tried 2 times)")
