@@ -2,45 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
 from data_prep.readers.protocol import RawTrial, SessionInfo, Signal, TrialRef
 from fmcortex.errors import DataError
+from fmcortex.names import check_key, check_name, is_inside
 
 #: Columns of the neuron table that the preparation writes itself.
 RESERVED = ("response_scale", "imaging_delay")
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-
-
-def check_name(name: str, what: str) -> None:
-    """Refuse a name that cannot be a folder of the prepared dataset.
-
-    Raises:
-        DataError: naming `what`.
-    """
-    if not _NAME.fullmatch(name):
-        raise DataError(
-            f"{what} {name!r}: names are letters, digits, '.', '_' and '-', at most 128,"
-            " and start with a letter or digit"
-        )
-
-
-def check_key(key: str, what: str) -> None:
-    """Refuse a trial's name that cannot be one of the prepared dataset, or of a file.
-
-    Raises:
-        DataError: naming `what`.
-    """
-    if not _KEY.fullmatch(key):
-        # webdataset ends a sample's key at its first dot.
-        raise DataError(
-            f"{what} {key!r}: names are letters, digits, '_' and '-', at most 64,"
-            " and start with a letter or digit"
-        )
 
 
 def check_refs(refs: list[TrialRef], info: SessionInfo) -> None:
@@ -52,6 +21,8 @@ def check_refs(refs: list[TrialRef], info: SessionInfo) -> None:
     for ref in refs:
         if ref.tier == "train":
             check_key(ref.key, f"{info.source}: trial")
+        elif not is_inside(ref.key):
+            raise DataError(f"{info.source}: trial {ref.key!r}: not a path inside the folder")
         if ref.video is not None:
             check_name(ref.video, f"{info.source}: trial {ref.key}: video")
     if not any(ref.tier == "train" for ref in refs):

@@ -23,6 +23,7 @@ from data_prep.settings import PrepSettings
 from fmcortex.data.manifest import Document, Excluded, Sha256, Tier
 from fmcortex.data.movies import movie_name
 from fmcortex.errors import DataError
+from fmcortex.names import InsidePath
 
 #: Trials that one task reads.
 PART = 64
@@ -42,7 +43,7 @@ class SurveyedTrial(Document):
         filled: the part of its behaviour that was interpolated over.
     """
 
-    key: str
+    key: InsidePath
     tier: Tier
     domain: str
     video: str | None

@@ -12,20 +12,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from data_prep.readers.clock import Clock
 from data_prep.readers.signal_files import SignalFile
 from data_prep.readers.signals_schema import read_json
 from fmcortex.errors import DataError
+from fmcortex.names import is_name
 
 #: The folder of it in an NWB session's, and in one of signals.
 DECONVOLVED = "deconvolved"
 SIGNALS = "signals/responses"
 RECORD = "deconvolution.json"
+
+
+def _field_name(name: str) -> str:
+    if name != "." and not is_name(name):
+        raise ValueError(f"{name!r} is not the name of a field")
+    return name
+
+
+#: A folder of the activity's, or "." for itself.
+FieldName = Annotated[str, AfterValidator(_field_name)]
 
 
 class SourceRecord(BaseModel):
@@ -77,7 +88,7 @@ class Record(BaseModel):
     oasis_version: str
     settings: dict[str, Any]
     sources: dict[str, SourceRecord]
-    fields: dict[str, FieldRecord]
+    fields: dict[FieldName, FieldRecord]
 
 
 def read_record(folder: Path) -> Record:

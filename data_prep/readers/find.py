@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep.checks import check_name
 from data_prep.readers.digital_twin import DigitalTwinReader
 from data_prep.readers.nwb import NwbReader
 from data_prep.readers.protocol import Reader
@@ -14,6 +13,7 @@ from data_prep.readers.sensorium2023 import Sensorium2023Reader
 from data_prep.readers.signals import SignalsReader
 from data_prep.settings import PrepSettings
 from fmcortex.errors import DataError
+from fmcortex.names import check_session
 
 #: For each layout: its reader, and what of which one at least tells a session of the layout.
 _LAYOUTS: dict[str, tuple[Callable[[Path, PrepSettings], Reader], tuple[str, ...]]] = {
@@ -90,5 +90,5 @@ def find_sessions(source: str, names: list[str] | None = None) -> list[Path]:
         if name not in folders:
             raise DataError(f"{source}: no session {name!r}; it has {', '.join(sorted(folders))}")
     for name in names or folders:
-        check_name(name, f"{source}: session")
+        check_session(name, f"{source}: session")
     return [folders[name] for name in sorted(set(names or folders))]

@@ -15,7 +15,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 
-from data_prep.checks import check_name
 from data_prep.fingerprint import file_sha256
 from data_prep.readers import nwb_file
 from data_prep.readers.clock import Clock
@@ -27,6 +26,7 @@ from data_prep.readers.signal_files import SignalFile, signal_paths
 from data_prep.readers.signals_schema import FLUORESCENCE, RESPONSES
 from fmcortex import storage
 from fmcortex.errors import DataError
+from fmcortex.names import check_name
 
 
 @dataclass(frozen=True)

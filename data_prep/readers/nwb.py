@@ -41,7 +41,6 @@ from typing import Any, cast
 
 import numpy as np
 
-from data_prep.checks import check_key
 from data_prep.readers import nwb_file
 from data_prep.readers.clock import Clock, Margin, behaviour_margin
 from data_prep.readers.deconvolved import DECONVOLVED, DeconvolvedSeries
@@ -51,6 +50,7 @@ from data_prep.readers.protocol import RawTrial, SessionInfo, Signal, TrialRef, 
 from data_prep.settings import PrepSettings
 from fmcortex.data.manifest import DOMAINS, Tier
 from fmcortex.errors import DataError
+from fmcortex.names import check_key
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TIERS = ("train", "validation", "test", "none")

@@ -33,7 +33,6 @@ from typing import cast
 
 import numpy as np
 
-from data_prep.checks import check_key, check_name
 from data_prep.readers import npy
 from data_prep.readers.clock import Clock, Margin, behaviour_margin
 from data_prep.readers.protocol import RawTrial, SessionInfo, Signal, TrialRef, animal_of
@@ -43,6 +42,7 @@ from data_prep.readers.tables import read_columns, read_rows
 from data_prep.settings import PrepSettings
 from fmcortex.data.manifest import DOMAINS, Tier
 from fmcortex.errors import DataError
+from fmcortex.names import check_key, check_name
 
 _TIERS = ("train", "validation", "test", "none")
 _DELAY = "delay_seconds"

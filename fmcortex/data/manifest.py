@@ -34,20 +34,16 @@ U neurons.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from fmcortex.errors import DataError
+from fmcortex.names import InsidePath, Name, Path
+from fmcortex.seal import put_seal, seal_holds
 
 VERSION: Literal[2] = 2
 
-#: File names are joined to URLs, so a name may not climb out of its folder.
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
-_PART = "[A-Za-z0-9][A-Za-z0-9._-]*"
-#: A path inside a session's folder; no part of it may climb out.
-Path = Annotated[str, StringConstraints(pattern=f"^{_PART}(/{_PART})*$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 Tier = Literal["train", "validation", "test"]
@@ -89,30 +85,38 @@ class Document(BaseModel):
                     f"{where}: format version: {first['input']!r}, this program reads {expected};"
                     " make it again, or use the version that wrote it"
                 ) from error
-            field = ".".join(str(part) for part in first["loc"]) or "document"
-            raise DataError(f"{where}: {field}: {first['msg']}") from error
+            place = ".".join(str(part) for part in first["loc"]) or "document"
+            field = place.encode("unicode_escape").decode()  # keys are from outside, too
+            message = first["msg"].removeprefix("Value error, ")
+            raise DataError(f"{where}: {field}: {message}") from error
 
 
 class Sealed(Document):
-    """A document with the checksum of itself in it; no other document vouches for it."""
+    """A document with the checksum of itself in it (`fmcortex.seal`)."""
 
     seal: str = Field("", description="SHA-256 of this document with an empty seal")
 
     def sealed(self) -> bytes:
         """The document as it is stored, with the checksum of itself in it."""
-        bare = self.model_copy(update={"seal": ""}).encoded()
-        return self.model_copy(update={"seal": hashlib.sha256(bare).hexdigest()}).encoded()
+        return put_seal(self.model_copy(update={"seal": ""}).encoded())
 
     @classmethod
-    def parse_sealed(cls, content: bytes, where: str) -> Self:
+    def parse_sealed(
+        cls, content: bytes, where: str, advice: str = "run `fmcortex prep` again"
+    ) -> Self:
         """Read the stored document, every byte of which is as it was written.
 
+        Args:
+            content: of the document.
+            where: it is, for messages.
+            advice: what to do about a damaged one.
+
         Raises:
-            DataError: naming `where`: it is malformed or damaged.
+            DataError: naming `where`: it is malformed or damaged, or has no seal.
         """
         document = cls.parse(content, where)
-        if document.sealed() != content:
-            raise DataError(f"{where}: differs from its own checksum; run `fmcortex prep` again")
+        if not seal_holds(content):
+            raise DataError(f"{where}: differs from its own checksum; {advice}")
         return document
 
 
@@ -302,7 +306,7 @@ class SessionManifest(Document):
     shards: list[Shard]
     videos: list[Video]
     movies: dict[Sha256, MovieEntry]
-    neuron_table: dict[str, Array]
+    neuron_table: dict[Name, Array]
     statistics: Statistics
     excluded: list[Excluded]
     files: dict[Path, StoredFile] = Field(
@@ -357,4 +361,4 @@ class SourceList(Document):
     """Where a session came from: files by path in its source folder."""
 
     version: Literal[2] = VERSION
-    files: dict[str, SourceFile]
+    files: dict[InsidePath, SourceFile]
