@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zipfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_prep.readers import npy
+from data_prep.readers.zarr_files import open_arrays
 from fmcortex.errors import DataError
 
+_BLOCK = 8 << 20
 _FORMS = ("<name>/{values,times}.npy", "<name>.npz", "<name>.zarr")
 
 
@@ -48,7 +52,7 @@ class SignalFile:
         path = found[0]
         self.source = str(path)
         if path.suffix == ".zarr":
-            self._values, times = _zarr_arrays(path)
+            self._values, times = open_arrays(path, ("values", "times"), gaps=("values",))
         elif path.suffix == ".npz":
             self._values, times = (_stored_member(path, key) for key in ("values", "times"))
         else:
@@ -67,7 +71,7 @@ class SignalFile:
                 " is time the first axis?"
             )
         self.columns = 1 if len(shape) == 1 else shape[1]
-        self.times = np.array(times[:])
+        self.times = _read(times, slice(None), self.source)
 
     def rows(self, part: slice) -> np.ndarray:
         """The values [m, k] of some samples.
@@ -89,10 +93,15 @@ class SignalFile:
         return self._read((slice(None), part))
 
     def _read(self, part: Any) -> np.ndarray:
-        try:
-            return np.array(self._values[part])
-        except (OSError, ValueError, RuntimeError) as error:
-            raise DataError(f"{self.source}: cannot read: {error}") from error
+        return _read(self._values, part, self.source)
+
+
+def _read(array: Any, part: Any, source: str) -> np.ndarray:
+    """A part of an array on disk."""
+    try:
+        return np.array(array[part])
+    except Exception as error:  # zarr's errors, and those of its codecs, have no common class
+        raise DataError(f"{source}: cannot read: {' '.join(str(error).split())}") from error
 
 
 def _mapped(path: Path) -> np.ndarray:
@@ -116,6 +125,8 @@ def _stored_member(path: Path, key: str) -> np.ndarray:
                     f"{path}: is compressed, so that no part of it can be read alone; write it"
                     " with numpy.savez, or as zarr"
                 )
+            status = os.stat(path)
+            _check_crc(str(path), member.filename, status.st_size, status.st_mtime_ns)
             # A member's local header: 30 bytes, the last four being the lengths of what follows.
             stream.seek(member.header_offset)
             name, extra = struct.unpack("<HH", stream.read(30)[26:30])
@@ -136,33 +147,24 @@ def _stored_member(path: Path, key: str) -> np.ndarray:
         if 0 in shape:
             return np.zeros(shape, dtype)
         return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
-    except (OSError, ValueError, EOFError, struct.error, zipfile.BadZipFile) as error:
+    except npy.BAD_ARCHIVE as error:
         raise DataError(f"{path}: not a whole .npz file: {error}") from error
 
 
-def _zarr_arrays(path: Path) -> tuple[Any, Any]:
-    """The arrays `values` and `times` of a zarr group, with all their chunks there."""
-    import zarr
+@lru_cache(maxsize=64)
+def _check_crc(path: str, member: str, size: int, changed: int) -> None:
+    """Read a member of a .npz file to its end, which compares it with its CRC-32.
 
-    try:
-        group = zarr.open_group(str(path), mode="r")
-        values: Any = group["values"]
-        times: Any = group["times"]
-        for key, array in (("values", values), ("times", times)):
-            # A lost chunk reads as the fill value. Where that is NaN, it is missing; else a chunk
-            # that was not written since it holds nothing else cannot be told from a lost one.
-            fill = array.fill_value
-            if fill is not None and fill == fill and array.nchunks_initialized < array.nchunks:
-                raise DataError(
-                    f"{path}: {array.nchunks - array.nchunks_initialized} chunks of {key} are"
-                    f" missing, which would read as {fill}; write it with NaN as fill_value, or"
-                    " with config={'write_empty_chunks': True}"
-                )
-    except DataError:
-        raise
-    except KeyError as error:
-        raise DataError(f"{path}: no array {error.args[0]} in it") from error
-    except Exception as error:
-        # zarr's errors have no common class; whatever it is, this is no group of two arrays.
-        raise DataError(f"{path}: not a zarr group with values and times: {error}") from error
-    return values, times
+    Once for a file in each process: what was read afterwards is mapped into memory, unchecked.
+
+    Args:
+        path: of the file.
+        member: its name there.
+        size, changed: of the file, so that one that was replaced is read again.
+
+    Raises:
+        zipfile.BadZipFile: they differ.
+    """
+    with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
+        while stream.read(_BLOCK):
+            pass

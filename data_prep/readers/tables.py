@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from data_prep.readers import npy
 from fmcortex.errors import DataError
 
 
@@ -47,7 +47,7 @@ def _npz_columns(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             table = {name: np.asarray(archive[name]) for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except npy.BAD_ARCHIVE as error:
         raise DataError(f"{path}: not a .npz file of plain arrays: {error}") from error
     lengths = {name: values.shape for name, values in table.items()}
     if any(len(shape) != 1 for shape in lengths.values()) or len(set(lengths.values())) > 1:
