@@ -16,7 +16,16 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_con
 
 
 class Command(click.Command):
-    """A command whose help keeps the line breaks of its example."""
+    """A command whose help keeps the line breaks of its example, and that takes no empty text."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line; an empty value, as of a variable that is not set, is refused."""
+        rest = super().parse_args(ctx, args)
+        for parameter in self.params:
+            given = ctx.params.get(parameter.name or "")
+            if given == "" or (isinstance(given, tuple) and "" in given):
+                raise click.BadParameter("is empty; is a variable not set?", ctx, parameter)
+        return rest
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.epilog:
@@ -77,15 +86,15 @@ def run_options(function: Any) -> Any:
 def read_config(
     path: str | None, output: str | None, overrides: tuple[str, ...], **values: Any
 ) -> RunConfig:
-    """The configuration of a run from a command's options; None leaves a value as it is."""
+    """The configuration of a run from a command's options; None leaves a value as it is.
+
+    What an option of its own says, such as --output, is taken as it is: it is never YAML.
+    """
     from fmcortex.config import load_config
 
-    more = [
-        f"{key.replace('__', '.')}={value}" for key, value in values.items() if value is not None
-    ]
-    if output is not None:
-        more.append(f"output={output}")
-    return load_config(path, [*overrides, *more])
+    options = {"output": output} | {key.replace("__", "."): one for key, one in values.items()}
+    given = {key: value for key, value in options.items() if value is not None}
+    return load_config(path, overrides, given)
 
 
 def open_source(source: str, config: RunConfig | None = None) -> Any:

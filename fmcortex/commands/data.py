@@ -49,7 +49,9 @@ def simulate_command(
     from data_prep.simulator.simulate import simulate
     from fmcortex.config import validated, with_overrides
 
-    settings = validated(SimulationSettings, with_overrides(values, list(overrides)), "simulate")
+    settings = validated(
+        SimulationSettings, with_overrides(values, overrides, SimulationSettings), "simulate"
+    )
     simulate(settings, folder, click.echo, sessions=list(only) or None, workers=workers)
 
 
@@ -110,7 +112,7 @@ def deconvolve_command(
     from fmcortex.config import validated, with_overrides
     from fmcortex.progress import Progress
 
-    values = with_overrides({}, list(overrides))
+    values = with_overrides({}, overrides, DeconvolutionSettings)
     settings = validated(DeconvolutionSettings, values, "deconvolve")
     with Progress("deconvolve", 0, "neuron", every=5.0, stream=sys.stdout) as bar:
 
@@ -153,7 +155,7 @@ def prep_command(
     from fmcortex.config import validated, with_overrides
     from fmcortex.progress import Progress
 
-    settings = validated(PrepSettings, with_overrides({}, list(overrides)), "prep")
+    settings = validated(PrepSettings, with_overrides({}, overrides, PrepSettings), "prep")
     with Progress("prep", 0, "session", every=5.0, stream=sys.stdout) as bar:
 
         def track(done: int, total: int, what: str) -> None:
