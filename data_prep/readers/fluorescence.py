@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 
 from data_prep.fingerprint import file_sha256
+from data_prep.fingerprint import source_files as folder_files
 from data_prep.readers import nwb_file
 from data_prep.readers.clock import Clock
 from data_prep.readers.deconvolved import DECONVOLVED, RECORD, SourceRecord
@@ -119,8 +120,9 @@ def _of_signals(folder: Path) -> Fluorescence | str:
     if file.columns == 0:
         raise DataError(f"{file.source}: no neurons: values have no columns")
     times = Clock(file.times, file.source).times
-    files = [path for path in signal_paths(signals, FLUORESCENCE)[0].rglob("*") if path.is_file()]
-    sources = [str(path) for path in sorted(files)] or [file.source]
+    path = signal_paths(signals, FLUORESCENCE)[0]
+    files = [path] if path.is_file() else folder_files(path)
+    sources = [str(path) for path in files]
     origin, columns = _public(file.source, folder), np.arange(file.columns)
     traces = Traces(".", file.source, origin, times, columns, file.traces)
     return Fluorescence(signals / RESPONSES, sources, [traces])

@@ -87,6 +87,7 @@ def decode_command(video: str, to: str, height: int | None, width: int | None) -
 @click.argument("source")
 @click.option("--workers", default=0, help="Ray tasks at a time; 0: no Ray.")
 @click.option("--overwrite", is_flag=True, help="Redo what was made with other settings.")
+@click.option("--skip-unknown", is_flag=True, help="Pass over folders of no known layout.")
 @click.option("--figures", metavar="FOLDER", help="Draw some neurons of every session.")
 @click.option(
     "--set",
@@ -96,7 +97,12 @@ def decode_command(video: str, to: str, height: int | None, width: int | None) -
     help="A setting, such as decay_seconds=0.7; may be repeated.",
 )
 def deconvolve_command(
-    source: str, workers: int, overwrite: bool, figures: str | None, overrides: tuple[str, ...]
+    source: str,
+    workers: int,
+    overwrite: bool,
+    skip_unknown: bool,
+    figures: str | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Make activity of raw fluorescence, as the nwb and signals layouts have it.
 
@@ -126,7 +132,9 @@ def deconvolve_command(
                 draw_deconvolution(folder, to)
                 bar.say(to)
 
-        deconvolve_sessions(source, settings, workers, bar.say, overwrite, track, draw)
+        deconvolve_sessions(
+            source, settings, workers, bar.say, overwrite, track, draw, skip_unknown
+        )
 
 
 @command("prep", "fmcortex prep recordings --to prepared --workers 2")
@@ -134,6 +142,7 @@ def deconvolve_command(
 @click.option("--to", required=True, metavar="URL", help="Where the dataset goes (any fsspec URL).")
 @click.option("--workers", default=0, help="Ray tasks at a time; 0: no Ray.")
 @click.option("--overwrite", is_flag=True, help="Redo sessions made with other settings.")
+@click.option("--skip-unknown", is_flag=True, help="Pass over folders of no known layout.")
 @click.option(
     "--set",
     "overrides",
@@ -142,7 +151,12 @@ def deconvolve_command(
     help="A setting of the preparation, such as height=36; may be repeated.",
 )
 def prep_command(
-    source: str, to: str, workers: int, overwrite: bool, overrides: tuple[str, ...]
+    source: str,
+    to: str,
+    workers: int,
+    overwrite: bool,
+    skip_unknown: bool,
+    overrides: tuple[str, ...],
 ) -> None:
     """Turn recordings into a prepared dataset of shards.
 
@@ -162,7 +176,7 @@ def prep_command(
             bar.total = total
             bar.update(done, what)
 
-        manifest = prepare(source, to, settings, workers, bar.say, overwrite, track)
+        manifest = prepare(source, to, settings, workers, bar.say, overwrite, track, skip_unknown)
     neurons = sum(entry.neurons for entry in manifest.sessions)
     click.echo(
         f"{to}: {len(manifest.sessions)} sessions, {neurons} neurons, {manifest.movies} movies"
