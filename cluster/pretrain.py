@@ -17,6 +17,7 @@ from cluster.signals import StopSignals
 from fmcortex import errors, storage
 from fmcortex.config import RunConfig
 from fmcortex.errors import CheckpointError, ConfigError, FmcortexError, Preempted
+from fmcortex.lock import Lock
 from fmcortex.progress import Progress
 from fmcortex.tracking.run import RunLog, start_run, tracking_uri
 from fmcortex.training.checkpoint import (
@@ -65,12 +66,18 @@ def pretrain(config: RunConfig, tags: dict[str, str] | None = None) -> PretrainR
     Raises:
         ConfigError: the configuration does not fit the dataset, the machine or the run in
             `output`.
+        Locked: another process writes to `output`.
         Preempted: it was told to stop before it was done; called again, it goes on.
         FmcortexError: whatever stopped the workers that the user can act on.
     """
     began = time.monotonic()
     config = absolute(config)
     check(config)
+    with Lock(config.output, "pretrain"):
+        return _pretrain(config, tags, began)
+
+
+def _pretrain(config: RunConfig, tags: dict[str, str] | None, began: float) -> PretrainResult:
     run = _open_run(config, tags)
     steps = config.training.steps
     try:

@@ -20,6 +20,7 @@ from fmcortex.data.dataset import PreparedDataset, open_dataset
 from fmcortex.device import choose
 from fmcortex.errors import ConfigError, DataError, FmcortexError
 from fmcortex.evaluation.evaluate import evaluate_session
+from fmcortex.lock import Lock
 from fmcortex.model.network import Network
 from fmcortex.progress import Progress
 from fmcortex.scaling.figures import scaling_figure
@@ -83,6 +84,7 @@ def run_sweep(
 
     Raises:
         ConfigError: the sweep does not fit the dataset.
+        Locked: another process writes to its output.
         FmcortexError: points have failed; they are named, and the others are finished.
     """
     config = config.model_copy(update={"output": storage.absolute(config.output)})
@@ -90,6 +92,17 @@ def run_sweep(
         raise ConfigError("base.data.url: missing; name a prepared dataset")
     dataset = open_dataset(config.run.data.url)
     grid = points(config, dataset)
+    with Lock(config.output, "sweep", say):
+        return _run_sweep(config, workers, say, dataset, grid)
+
+
+def _run_sweep(
+    config: SweepConfig,
+    workers: int | None,
+    say: Callable[[str], None],
+    dataset: PreparedDataset,
+    grid: list[Point],
+) -> SweepResult:
     uri = tracking_uri(config.run.tracking, config.output)
     workers = config.run.cluster.workers if workers is None else workers
     known = {point.key: load_point(config.output, point.key) for point in grid}

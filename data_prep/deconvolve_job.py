@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from data_prep.readers.find import find_sessions
 from data_prep.readers.fluorescence import Fluorescence, open_fluorescence, source_files
 from fmcortex import __version__, storage
 from fmcortex.errors import ConfigError, DataError, FmcortexError, StorageError, WorkerError
+from fmcortex.lock import Lock
 
 
 def deconvolve_sessions(
@@ -66,8 +67,12 @@ def deconvolve_sessions(
     count = _Count(track or (lambda done, total, what: None))
     note = made or (lambda folder: None)
     jobs = [DeconvolutionJob(folder, settings, overwrite, say, count, note) for folder in folders]
-    with ray_cluster(workers):
-        run(jobs, workers)
+    try:
+        with ray_cluster(workers):
+            run(jobs, workers)
+    finally:
+        for job in jobs:
+            job.release()
     raise_failures(jobs)
 
 
@@ -189,6 +194,7 @@ class DeconvolutionJob:
         self._settings, self._overwrite = settings, overwrite
         self._say, self._count = say, count
         self._parts: Path | None = None
+        self._held = ExitStack()  # the lock on the activity, from when it is begun
 
     def start(self) -> list[Task]:
         """Look at the fluorescence, and at what was made of it before.
@@ -222,6 +228,10 @@ class DeconvolutionJob:
         same = record is not None and (record.sources, record.fields) == (sources, fields)
         if same and record is not None and is_whole(target, record):
             return self._finished(f"{self.name}: up to date")
+        lock = Lock(
+            str(target.parent), "deconvolve", self._say, "leave it to that", f".{target.name}.lock"
+        )
+        self._held.enter_context(lock)
         self._sources = sources
         self._parts = target.with_name(f".{target.name}.parts")
         files = {name: source.model_dump() for name, source in sources.items()}
@@ -250,7 +260,12 @@ class DeconvolutionJob:
         arguments = (str(self.folder), self._settings, self._sources, str(self._parts))
         return [Task(finish_task, arguments, self._finished)]
 
+    def release(self) -> None:
+        """Let other processes make the activity."""
+        self._held.close()
+
     def _finished(self, line: str) -> list[Task]:
+        self.release()
         self._say(line)
         self._made(self.folder)
         return []
@@ -262,6 +277,7 @@ class DeconvolutionJob:
         again = isinstance(error, StorageError | WorkerError)
         if self._parts is not None and not again:
             shutil.rmtree(self._parts, ignore_errors=True)
+        self.release()
 
 
 def _fluorescence(folder: str) -> Fluorescence:

@@ -21,6 +21,7 @@ from data_prep.split_job import made_tiers
 from fmcortex import __version__, storage
 from fmcortex.data.manifest import DatasetManifest, MovieEntry, SessionEntry, SessionManifest
 from fmcortex.errors import ConfigError, FmcortexError, StorageError
+from fmcortex.lock import Lock
 
 
 def prepare(
@@ -54,6 +55,7 @@ def prepare(
         ConfigError: a session is at the target with other settings, or the settings do not fit.
         DataError: the input of one or more sessions is bad. The others are written, what was
             written of the bad ones is removed, and the dataset's manifest is not written.
+        Locked: another process prepares a dataset at the target.
         StorageError: the target cannot be read or written.
     """
     settings = settings or PrepSettings()
@@ -63,8 +65,10 @@ def prepare(
         raise ConfigError(f"{to}: Ray workers cannot write to this process's memory; use workers=0")
     _check_writable(to)
     done = 0
+    lock = Lock(to, "prep", progress or (lambda line: None), "choose another target")
 
     def note(what: str) -> None:
+        lock.check()
         if track is not None:
             track(done, len(folders), what)
 
@@ -75,7 +79,7 @@ def prepare(
             progress(line)
         note("")
 
-    with ray_cluster(workers):
+    with lock, ray_cluster(workers):
         tiers = {}
         if settings.split == "made":
             tiers = made_tiers(folders, to, settings, workers, overwrite, note)
@@ -84,8 +88,8 @@ def prepare(
             for folder in folders
         ]
         run(jobs, workers)
-    raise_failures(jobs)
-    return write_manifest(to)
+        raise_failures(jobs)
+        return write_manifest(to)
 
 
 def _check_writable(to: str) -> None:

@@ -44,6 +44,10 @@ class StorageError(FmcortexError):
     """A location cannot be read or written."""
 
 
+class Locked(StorageError):
+    """Another process is at work on a location."""
+
+
 class WorkerError(FmcortexError):
     """A worker process died; what it was doing can be done again."""
 

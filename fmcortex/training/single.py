@@ -10,6 +10,7 @@ from typing import Literal
 from fmcortex import storage
 from fmcortex.config import RunConfig
 from fmcortex.errors import ConfigError
+from fmcortex.lock import Lock
 from fmcortex.tracking.curves import curves_figure
 from fmcortex.tracking.run import start_run
 from fmcortex.training.checkpoint import Checkpoint, list_checkpoints
@@ -52,10 +53,22 @@ def train_single(
 
     Raises:
         ConfigError: `output` holds a run already, or a transfer has nothing to start from.
+        Locked: another process writes to `output`.
         FmcortexError: as `fit` does.
     """
     if (kind == "transfer") != (start is not None):
         raise ConfigError(f"{kind}: a transfer, and only a transfer, starts from a checkpoint")
+    with Lock(config.output, kind):
+        return _train_single(config, kind, start, tags, on_step)
+
+
+def _train_single(
+    config: RunConfig,
+    kind: Literal["transfer", "individual"],
+    start: Checkpoint | None,
+    tags: dict[str, str] | None,
+    on_step: Callable[[StepReport], None] | None,
+) -> SingleResult:
     if list_checkpoints(config.output):
         raise ConfigError(
             f"output: {config.output} holds a run already; choose another, or remove that folder"

@@ -19,7 +19,8 @@ from reference_trainer import largest_difference, reference_run
 from cluster.pretrain import pretrain
 from fmcortex import storage
 from fmcortex.config import RunConfig
-from fmcortex.errors import ConfigError, DataError, StorageError
+from fmcortex.errors import ConfigError, DataError, Locked, StorageError
+from fmcortex.lock import Lock
 from fmcortex.tracking.run import RunLog
 from fmcortex.training.checkpoint import SHARED, Checkpoint, list_checkpoints, open_checkpoint
 
@@ -129,6 +130,15 @@ def test_a_call_that_did_not_reach_mlflow_leaves_no_trap(
     assert "run_id" not in known
     run = driver._open_run(driver.absolute(tiny_run), None)
     assert storage.read_json(storage.join(tiny_run.output, "run.json"))["run_id"] == run.run_id
+
+
+def test_a_second_run_into_the_same_output_is_refused(tiny_run: RunConfig) -> None:
+    with (
+        Lock(tiny_run.output, "pretrain"),
+        pytest.raises(Locked, match=r"run: in use by pretrain of user .*choose another output"),
+    ):
+        pretrain(tiny_run)
+    assert storage.names(tiny_run.output) == []  # and nothing is touched
 
 
 def test_a_corrupt_shard_ends_the_run_with_its_name(

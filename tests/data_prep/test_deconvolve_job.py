@@ -23,7 +23,8 @@ from data_prep.readers.fluorescence import Traces
 from data_prep.readers.nwb import NwbReader
 from fmcortex.cli import cli
 from fmcortex.data.dataset import open_dataset
-from fmcortex.errors import ConfigError, DataError
+from fmcortex.errors import ConfigError, DataError, Locked
+from fmcortex.lock import Lock
 
 pytestmark = pytest.mark.filterwarnings("ignore:nperseg")
 
@@ -310,3 +311,15 @@ def test_a_session_that_fails_keeps_no_other_from_its_figure(scan, session, tmp_
     assert isinstance(done.exception, DataError)
     assert SIGNALS in str(done.exception)
     assert [path.name for path in figures.iterdir()] == [f"{NAME}.png"]
+
+
+def test_activity_that_another_process_makes_is_left_to_it(scan, session):
+    with (
+        Lock(str(scan.folder), "deconvolve", name=".deconvolved.lock"),
+        pytest.raises(Locked, match=r"in use by deconvolve of user .*leave it to that"),
+    ):
+        run(scan)
+    assert not (scan.folder / "deconvolved").exists()
+    run(scan)
+    assert (scan.folder / "deconvolved" / RECORD).exists()
+    assert not list(scan.folder.glob(".*"))

@@ -13,6 +13,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from data_prep import job as prep_job
 from data_prep import session_job
 from data_prep.fingerprint import fingerprint, source_sha256
 from data_prep.job import prepare
@@ -20,7 +21,9 @@ from data_prep.settings import PrepSettings
 from fmcortex import storage
 from fmcortex.data.dataset import open_dataset
 from fmcortex.data.describe import describe, verify
-from fmcortex.errors import ConfigError, DataError, StorageError, WorkerError
+from fmcortex.errors import ConfigError, DataError, Locked, StorageError, WorkerError
+from fmcortex.lock import Lock
+from fmcortex.owner import Owner
 
 SETTINGS = PrepSettings(trials_per_shard=2)
 
@@ -355,3 +358,41 @@ def test_what_killed_runs_left_is_removed_everywhere(sensorium, tmp_path):
     prepare(str(recording.folder), str(to), SETTINGS)
     theirs.unlink()
     assert tree(to) == before
+
+
+def test_a_second_prep_into_the_same_target_is_refused(sensorium, tmp_path):
+    recording, to = sensorium(), tmp_path / "to"
+    prepare(str(recording.folder), str(to), SETTINGS)
+    before = tree(to)
+    with Lock(str(to), "prep"):
+        with pytest.raises(Locked, match=r"to: in use by prep of user .*choose another target"):
+            prepare(str(recording.folder), str(to), SETTINGS, overwrite=True)
+        (to / "lock.json").rename(tmp_path / "kept")
+        assert tree(to) == before
+        (tmp_path / "kept").rename(to / "lock.json")
+    prepare(str(recording.folder), str(to), SETTINGS)
+    assert tree(to) == before
+
+
+def test_a_prep_that_lost_its_lock_stops_and_removes_nothing(
+    sensorium, twin, tmp_path, monkeypatch
+):
+    sensorium(), twin()
+    to = tmp_path / "to"
+    locks = []
+
+    def made(*arguments):
+        locks.append(Lock(*arguments))
+        return locks[-1]
+
+    monkeypatch.setattr(prep_job, "Lock", made)
+
+    def steal(line: str) -> None:
+        owner = Owner.of_this_process("prep").model_copy(update={"user": "anna"})
+        (to / "lock.json").write_bytes(owner.encoded())
+        locks[0].beat()
+
+    with pytest.raises(Locked, match="taken over by prep of user anna"):
+        prepare(str(tmp_path / "source"), str(to), SETTINGS, progress=steal)
+    assert (to / "sessions" / "8-5" / "manifest.json").exists()
+    assert not (to / "manifest.json").exists()

@@ -11,7 +11,8 @@ import pytest
 import cluster.sweep
 from cluster.sweep import SweepResult, run_sweep
 from fmcortex import storage
-from fmcortex.errors import FmcortexError
+from fmcortex.errors import FmcortexError, Locked
+from fmcortex.lock import Lock
 from fmcortex.scaling.figures import scaling_figure
 from fmcortex.scaling.results import PointResult, load_summary, summarise
 from fmcortex.scaling.sweep import SweepConfig
@@ -158,3 +159,12 @@ def test_figure_without_a_law_says_why(swept: SweepResult) -> None:
     ax = scaling_figure(summary).axes[0]
     assert "2 sizes of data" in ax.texts[0].get_text()
     assert "mouse-minutes" in ax.get_xlabel()
+
+
+def test_a_second_sweep_into_the_same_folder_is_refused(three_mice: str, tmp_path: Path) -> None:
+    with (
+        Lock(str(tmp_path), "sweep"),
+        pytest.raises(Locked, match="in use by sweep of user"),
+    ):
+        run_sweep(config(three_mice, tmp_path), workers=0)
+    assert list(tmp_path.iterdir()) == []
