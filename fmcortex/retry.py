@@ -101,6 +101,7 @@ def retrying(
     doing: str,
     policy: RetryPolicy | None = None,
     *,
+    renew: Callable[[], object] | None = None,
     sleep: Callable[[float], None] = time.sleep,
     chance: Callable[[], float] = random.random,
 ) -> T:
@@ -111,6 +112,7 @@ def retrying(
         url: the location, for the message.
         doing: the verb of the message: "read", "write", "remove".
         policy: the default one if None.
+        renew: reads the credentials again, where they may have expired; `call` then uses them.
         sleep: waits for a number of seconds.
         chance: a random number in [0, 1).
 
@@ -120,12 +122,19 @@ def retrying(
     """
     policy = policy or default_policy()
     failures = 0
+    renewed = False
     while True:
         try:
             return call()
         except Exception as error:
+            if renew is not None and refused(error):
+                renew()
+                if not renewed:
+                    renewed = True
+                    continue
             failures += 1
-            if transient(error) and failures < policy.attempts:
+            # Whoever renews credentials may be about to write them.
+            if (transient(error) or expired(error)) and failures < policy.attempts:
                 sleep(policy.wait(failures, chance()))
                 continue
             why = describe(error)
@@ -249,6 +258,19 @@ PASSING_CODES = {
     "XAmzContentSHA256Mismatch",
 }
 
+#: Answers of servers to credentials that have expired.
+EXPIRED = {
+    "ExpiredAuthenticationToken",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "RequestExpired",
+    "TokenRefreshRequired",
+}
+
+#: Answers to credentials that others may have replaced by now. That to a question without a body
+#: (HEAD) is but a number.
+REFUSED = {"400", "403", "AuthenticationFailed", "InvalidAccessKeyId", "InvalidToken"}
+
 PASSING_ERRNO = {
     getattr(errno, name)
     for name in (
@@ -294,9 +316,26 @@ def status(error: BaseException) -> int | None:
     return None
 
 
+def expired(error: BaseException) -> bool:
+    """Whether the server says that the credentials have expired."""
+    return any(_code(one) in EXPIRED for one in _causes(error))
+
+
+def refused(error: BaseException) -> bool:
+    """Whether other credentials might have been accepted."""
+    return (
+        expired(error)
+        or status(error) == 401
+        or any(_code(one) in REFUSED for one in _causes(error))
+    )
+
+
 def _code(error: BaseException) -> str:
+    """The name that S3 and Azure give to what went wrong; empty if there is none."""
     response = getattr(error, "response", None)
-    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+    if isinstance(response, dict):
+        return str(response.get("Error", {}).get("Code", ""))
+    return str(getattr(error, "error_code", None) or "")
 
 
 def _passing(error: BaseException) -> bool:

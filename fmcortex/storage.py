@@ -6,6 +6,8 @@ import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 import socket
 import uuid
 from collections.abc import Iterator
@@ -15,10 +17,29 @@ from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from fsspec.implementations.memory import MemoryFileSystem
 
 from fmcortex.errors import StorageError
-from fmcortex.retry import default_policy, describe, request, retrying, status
+from fmcortex.place import RemotePlace, absolute, filesystem, is_local, join
+from fmcortex.retry import default_policy, describe, request, status
+
+__all__ = [
+    "absolute",
+    "exists",
+    "file_sizes",
+    "filesystem",
+    "is_local",
+    "join",
+    "names",
+    "read_bytes",
+    "read_json",
+    "read_range",
+    "reason",
+    "remove",
+    "sha256",
+    "size",
+    "write_bytes",
+    "write_json",
+]
 
 #: Bytes of one request for a part of a large object; also of the parts of an upload to S3.
 PART = 16 * 2**20
@@ -29,27 +50,11 @@ READERS = 4
 #: Deadlines that removing or listing a folder may take: many files take many requests.
 WHOLE_FOLDER = 10
 
+#: What fsspec takes for a pattern.
+_PATTERN = re.compile(r"[*?[\]{}]")
+
 #: Parts of an upload that S3 takes.
 MOST_PARTS = 10_000
-
-
-def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec filesystem of `url` and the path in it, without a trailing slash.
-
-    Raises:
-        StorageError: the protocol is unknown, or its package is not installed.
-    """
-    try:
-        fs, path = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise StorageError(f"{url}: cannot open this location: {error}") from error
-    return fs, path.rstrip("/")
-
-
-def join(url: str, *parts: str) -> str:
-    """`url` with `parts` appended, whatever its protocol."""
-    rest = "/".join(part.strip("/") for part in parts)
-    return url + rest if url.endswith("://") else f"{url.rstrip('/')}/{rest}"
 
 
 def exists(url: str) -> bool:
@@ -58,18 +63,18 @@ def exists(url: str) -> bool:
     Raises:
         StorageError: the store cannot be asked.
     """
-    fs, path = filesystem(url)
-    if not _remote(fs):
+    place = RemotePlace(url)
+    if not place.remote:
         with reason(url, "read"):
-            return bool(fs.exists(path))
-    # A listing that was read before says nothing of what other processes have written since.
-    fs.invalidate_cache(path)
+            return bool(place.fs.exists(place.path))
     policy = default_policy()
-    return retrying(lambda: _there(fs, path, policy.deadline), url, "read", policy)
+    return place.ask("read", policy, lambda fs, path: _there(fs, path, policy.deadline))
 
 
 def _there(fs: fsspec.AbstractFileSystem, path: str, seconds: float) -> bool:
     """Whether a remote store has something at a path, if it answers."""
+    # A listing that was read before says nothing of what other processes have written since.
+    fs.invalidate_cache(path)
     # Not strict, HTTP's file system takes every failure to ask for an absence.
     options = {"strict": True} if "http" in fs.protocol else {}
     return bool(request(fs, seconds, "exists", path, **options))
@@ -81,11 +86,11 @@ def names(folder: str) -> list[str]:
     Raises:
         StorageError: it cannot be listed.
     """
-    fs, path = filesystem(folder)
-    found = _listing(fs, path, folder, "ls", detail=False) or []
+    place = RemotePlace(folder)
+    found = _listing(place, "ls", detail=False) or []
     # Stores without folders may list the folder itself, as an object of no bytes.
     paths = (str(one).rstrip("/") for one in found)
-    return sorted(one.rpartition("/")[2] for one in paths if one != path)
+    return sorted(one.rpartition("/")[2] for one in paths if one != place.path)
 
 
 def file_sizes(folder: str) -> dict[str, int]:
@@ -94,37 +99,27 @@ def file_sizes(folder: str) -> dict[str, int]:
     Raises:
         StorageError: it cannot be listed.
     """
-    fs, path = filesystem(folder)
-    found = _listing(fs, path, folder, "find", detail=True) or {}
-    return {name.removeprefix(path).lstrip("/"): int(info["size"]) for name, info in found.items()}
+    place = RemotePlace(folder)
+    found = _listing(place, "find", detail=True) or {}
+    start = len(place.path)
+    return {name[start:].lstrip("/"): int(info["size"]) for name, info in found.items()}
 
 
-def _listing(fs: fsspec.AbstractFileSystem, path: str, url: str, method: str, detail: bool) -> Any:
+def _listing(place: RemotePlace, method: str, detail: bool) -> Any:
     """What a method of a file system lists of a folder; None if there is no folder."""
     policy = default_policy()
 
-    def ask() -> Any:
+    def ask(fs: fsspec.AbstractFileSystem, path: str) -> Any:
         fs.invalidate_cache()  # other processes may have written since this one last looked
         try:
             return request(fs, WHOLE_FOLDER * policy.deadline, method, path, detail=detail)
         except FileNotFoundError:
             return None
 
-    if _remote(fs):
-        return retrying(ask, url, "list", policy)
-    with reason(url, "list"):
-        return ask()
-
-
-def is_local(url: str) -> bool:
-    """Whether `url` is on this machine's own file system."""
-    return isinstance(filesystem(url)[0], LocalFileSystem)
-
-
-def absolute(url: str) -> str:
-    """`url` in a form that means the same from any working directory."""
-    fs, path = filesystem(url)
-    return path if isinstance(fs, LocalFileSystem) else url.rstrip("/")
+    if place.remote:
+        return place.ask("list", policy, ask)
+    with reason(place.url, "list"):
+        return ask(place.fs, place.path)
 
 
 @contextmanager
@@ -151,23 +146,27 @@ def read_bytes(url: str) -> bytes:
     Raises:
         StorageError: it cannot be read.
     """
-    fs, path = filesystem(url)
-    if not _remote(fs):
-        with reason(url, "read"), fs.open(path, "rb") as stream:
+    place = RemotePlace(url)
+    if not place.remote:
+        with reason(url, "read"), place.fs.open(place.path, "rb") as stream:
             return bytes(stream.read())
-    if not fs.async_impl:
-        return bytes(retrying(lambda: fs.cat_file(path), url, "read"))
-    first = _range(fs, path, url, 0, PART)
+    policy = default_policy()
+    if not place.fs.async_impl:
+        return place.ask("read", policy, lambda fs, path: bytes(fs.cat_file(path)))
+    first = _range(place, 0, PART)
     if len(first) < PART:
         return first
-    fs.invalidate_cache(path)
-    policy = default_policy()
-    told = retrying(lambda: request(fs, policy.deadline, "info", path), url, "read", policy)
+
+    def ask(fs: fsspec.AbstractFileSystem, path: str) -> Any:
+        fs.invalidate_cache(path)
+        return request(fs, policy.deadline, "info", path)
+
+    told = place.ask("read", policy, ask)
     content = bytearray(first)
     starts = range(PART, int(told["size"]), PART)
-    # All on this thread's `fs`: fsspec makes another client for every thread that asks for one.
+    # All on this thread's `place`: fsspec makes another client for every thread that asks for one.
     with ThreadPoolExecutor(READERS) as readers:
-        for part in readers.map(lambda at: _range(fs, path, url, at, at + PART), starts):
+        for part in readers.map(lambda at: _range(place, at, at + PART), starts):
             content += part
     if len(content) != told["size"]:
         raise StorageError(f"{url}: cannot read: its size changed meanwhile; try again")
@@ -180,18 +179,18 @@ def size(url: str) -> int:
     Raises:
         StorageError: it cannot be asked, or the server does not tell.
     """
-    fs, path = filesystem(url)
+    place = RemotePlace(url)
 
-    def ask() -> int | None:
+    def ask(fs: fsspec.AbstractFileSystem, path: str) -> int | None:
         fs.invalidate_cache(path)
         found = request(fs, default_policy().deadline, "info", path)["size"]
         return None if found is None else int(found)
 
-    if _remote(fs):
-        found = retrying(ask, url, "read")
+    if place.remote:
+        found = place.ask("read", default_policy(), ask)
     else:
         with reason(url, "read"):
-            found = ask()
+            found = ask(place.fs, place.path)
     if found is None:
         raise StorageError(f"{url}: cannot read: the server does not tell its size; download it")
     return found
@@ -214,24 +213,22 @@ def read_range(url: str, start: int, end: int, *, whole: bool = True) -> bytes:
     """
     if not 0 <= start <= end:
         raise ValueError(f"{url}: no range: {start} to {end}")
-    fs, path = filesystem(url)
-    if _remote(fs):
-        return _range(fs, path, url, start, end, whole)
-    with reason(url, "read"), fs.open(path, "rb") as stream:
+    place = RemotePlace(url)
+    if place.remote:
+        return _range(place, start, end, whole)
+    with reason(url, "read"), place.fs.open(place.path, "rb") as stream:
         stream.seek(start)
         return bytes(stream.read(end - start))
 
 
-def _range(
-    fs: fsspec.AbstractFileSystem, path: str, url: str, start: int, end: int, whole: bool = True
-) -> bytes:
+def _range(place: RemotePlace, start: int, end: int, whole: bool = True) -> bytes:
     """The same of a remote store."""
     if start == end:
         return b""  # HTTP cannot ask for no bytes
     policy = default_policy()
     seconds = policy.seconds(end - start)
 
-    def ask() -> bytes:
+    def ask(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
         try:
             content = bytes(request(fs, seconds, "cat_file", path, start=start, end=end))
         except Exception as error:
@@ -241,15 +238,10 @@ def _range(
         if len(content) <= end - start:
             return content
         if not whole:
-            raise StorageError(f"{url}: its server does not give parts of files; download it")
+            raise StorageError(f"{place.url}: its server does not give parts of files; download it")
         return content[start:end]
 
-    return retrying(ask, url, "read", policy)
-
-
-def _remote(fs: fsspec.AbstractFileSystem) -> bool:
-    """Whether requests may fail and succeed later; not so on disks and in memory."""
-    return not isinstance(fs, (LocalFileSystem, MemoryFileSystem))
+    return place.ask("read", policy, ask)
 
 
 def write_bytes(url: str, content: bytes) -> None:
@@ -262,23 +254,24 @@ def write_bytes(url: str, content: bytes) -> None:
     Raises:
         StorageError: it cannot be written.
     """
-    fs, path = filesystem(url)
-    if _remote(fs):
+    place = RemotePlace(url)
+    _check_plain(place)
+    if place.remote:
         policy = default_policy()
         seconds = policy.seconds(len(content))
         options = {}
-        if "s3" in fs.protocol:  # its own parts are of 50 MiB, from 100 MiB on
+        if "s3" in place.fs.protocol:  # its own parts are of 50 MiB, from 100 MiB on
             options["chunksize"] = max(PART, -(-len(content) // MOST_PARTS))
-        retrying(
-            lambda: request(fs, seconds, "pipe_file", path, content, **options),
-            url,
+        place.ask(
             "write",
             policy,
+            lambda fs, path: request(fs, seconds, "pipe_file", path, content, **options),
         )
         return
+    path = place.path
     with reason(url, "write"):
-        if not isinstance(fs, LocalFileSystem):
-            fs.pipe_file(path, content)
+        if not isinstance(place.fs, LocalFileSystem):
+            place.fs.pipe_file(path, content)
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)
         temporary = f"{path}.{_writer()}.{uuid.uuid4().hex}.tmp"
@@ -334,26 +327,56 @@ def remove(url: str) -> None:
     Raises:
         StorageError: it cannot be removed, or not all of it.
     """
-    fs, path = filesystem(url)
-    if not _remote(fs):
-        with reason(url, "remove"):
-            if fs.exists(path):
-                fs.rm(path, recursive=True)
+    place = RemotePlace(url)
+    _check_plain(place)
+    if isinstance(place.fs, LocalFileSystem):
+        with reason(url, "remove"), suppress(FileNotFoundError):
+            if os.path.isdir(place.path) and not os.path.islink(place.path):
+                shutil.rmtree(place.path)
+            else:
+                os.remove(place.path)
         return
     policy = default_policy()
 
-    def call() -> None:
-        fs.invalidate_cache(path)
+    def call(fs: fsspec.AbstractFileSystem, path: str) -> None:
         if _there(fs, path, policy.deadline):
             # By another process, or an attempt whose answer got lost.
             with suppress(FileNotFoundError):
-                request(fs, WHOLE_FOLDER * policy.deadline, "rm", path, recursive=True)
+                _remove_below(fs, path, WHOLE_FOLDER * policy.deadline)
             # s3fs passes over files that the store refused to remove.
-            fs.invalidate_cache(path)
             if _there(fs, path, policy.deadline):
                 raise OSError(errno.EAGAIN, "the store has kept some of it")
 
-    retrying(call, url, "remove", policy)
+    if place.remote:
+        place.ask("remove", policy, call)
+        return
+    with reason(url, "remove"):
+        call(place.fs, place.path)
+
+
+def _remove_below(fs: fsspec.AbstractFileSystem, path: str, seconds: float) -> None:
+    """Remove what is at a path of a remote store, and all below it."""
+    if not _PATTERN.search(path):
+        request(fs, seconds, "rm", path, recursive=True)
+        return
+    # `rm` would take the path for a pattern, and remove whatever it fits.
+    found = request(fs, seconds, "find", path, withdirs=True, detail=True)
+    folders = {name for name, info in found.items() if info["type"] == "directory"}
+    with ThreadPoolExecutor(READERS) as pool:
+        removed = pool.map(
+            lambda name: request(fs, seconds, "rm_file", name), sorted(set(found) - folders)
+        )
+        list(removed)
+    # Stores that have folders at all remove empty ones only.
+    for name in sorted({*folders, path}, reverse=True):
+        with suppress(OSError, NotImplementedError):
+            request(fs, seconds, "rmdir", name)
+
+
+def _check_plain(place: RemotePlace) -> None:
+    """Refuse to change what a URL names with a version in it: the file of the rest of its name."""
+    if "s3" in place.fs.protocol and "?versionId=" in place.path:
+        raise StorageError(f"{place.url}: cannot write: '?versionId=' names a version of a file")
 
 
 def sha256(content: bytes) -> str:

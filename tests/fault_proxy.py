@@ -33,9 +33,14 @@ FAULTS = {
     "flip": "one bit of the answer's body is another",
     "flip_upload": "one bit of the request's body is another",
     "hang": "no answer, ever",
+    "expired": "400 ExpiredToken",
 }
 
-CODES = {"slow_down": (503, "SlowDown"), "error": (500, "InternalError")}
+CODES = {
+    "slow_down": (503, "SlowDown"),
+    "error": (500, "InternalError"),
+    "expired": (400, "ExpiredToken"),
+}
 
 
 @dataclass
@@ -50,6 +55,7 @@ class Rule:
         times: requests to break; None: all.
         chance: the part of the remaining requests that break.
         rate: bytes a second of "trickle".
+        key: a regular expression found in the header that names the access key.
     """
 
     fault: str
@@ -59,6 +65,7 @@ class Rule:
     times: int | None = 1
     chance: float = 1.0
     rate: float = 100.0
+    key: str = ""
     matched: int = field(default=0, init=False)
     broken: int = field(default=0, init=False)
 
@@ -104,12 +111,14 @@ class FaultProxy:
             bool(re.fullmatch(method, m) and re.search(path, p)) for m, p in list(self.requests)
         )
 
-    def rule(self, method: str, path: str) -> Rule | None:
+    def rule(self, method: str, path: str, key: str = "") -> Rule | None:
         """The rule to break this request by, if any."""
         with self._lock:
             self.requests.append((method, path))
             for rule in self.rules:
                 if not (re.fullmatch(rule.method, method) and re.search(rule.path, path)):
+                    continue
+                if not re.search(rule.key, key):
                     continue
                 rule.matched += 1
                 if rule.matched <= rule.skip or rule.broken == rule.times:
@@ -154,7 +163,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         try:
-            self._answer(self.server.proxy.rule(self.command, self.path))
+            key = self.headers.get("Authorization", "")
+            self._answer(self.server.proxy.rule(self.command, self.path, key))
         except OSError:  # the client has gone
             self.close_connection = True
 

@@ -242,3 +242,34 @@ def test_other_file_systems_are_called_as_they_are() -> None:
     fs.pipe_file("/x", b"abc")
     assert request(fs, 0.0, "cat_file", "/x", start=1, end=2) == b"b"
     fs.rm("/x")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        type("HttpError", (Exception,), {"__module__": "gcsfs.retry", "code": 401})("expired"),
+        type(
+            "ClientAuthenticationError",
+            (Exception,),
+            {"__module__": "azure.core.exceptions", "error_code": "AuthenticationFailed"},
+        )("refused"),
+    ],
+)
+def test_credentials_are_renewed_once_of_other_stores(error: Exception) -> None:
+    renewed: list[int] = []
+
+    def call() -> bytes:
+        if not renewed:
+            raise error
+        return b"content"
+
+    assert retrying(call, URL, "read", renew=lambda: renewed.append(1)) == b"content"
+    assert renewed == [1]
+    calls: list[int] = []
+    with pytest.raises(StorageError, match=r"cannot read: (expired|refused)$"):
+        retrying(lambda: _raised(error), URL, "read", renew=lambda: calls.append(1))
+    assert len(calls) == 2  # what is still refused is not tried for ever
+
+
+def _raised(error: Exception) -> bytes:
+    raise error

@@ -371,3 +371,67 @@ def test_many_threads_on_a_shaky_server(
 
 def test_every_fault_is_used() -> None:
     assert {*READING, *WRITING, "flip", "flip_upload"} == set(FAULTS)
+
+
+@pytest.fixture
+def credentials(
+    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Callable[[str], None]]:
+    """Writes the file that access keys are read from; the key OLD has expired."""
+    import s3fs
+
+    path = tmp_path / "credentials"
+
+    def write(key: str) -> None:
+        path.write_text(
+            f"[default]\naws_access_key_id = {key}\naws_secret_access_key = secret\n"
+            "aws_session_token = token\n"
+        )
+
+    write("OLD")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield write
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        pytest.param(lambda url: storage.exists(url), id="exists"),
+        pytest.param(lambda url: storage.size(url) == len(CONTENT), id="size"),
+        pytest.param(lambda url: storage.read_bytes(url) == CONTENT, id="read"),
+        pytest.param(lambda url: storage.read_range(url, 1, 9) == CONTENT[1:9], id="range"),
+        pytest.param(lambda url: storage.names(url.rpartition("/")[0]) != [], id="list"),
+        pytest.param(lambda url: storage.write_bytes(url, CONTENT) is None, id="write"),
+        pytest.param(lambda url: storage.remove(url) is None, id="remove"),
+    ],
+)
+def test_renewed_credentials_are_taken_up(
+    url: str, proxy: FaultProxy, credentials: Callable[[str], None], ask: Callable[[str], bool]
+) -> None:
+    """A job of days: its client has read credentials that expire, and the file has others."""
+    assert storage.exists(url)  # the client is there, with the key OLD
+    proxy.breaks(Rule("expired", key="Credential=OLD/", times=None))
+    credentials("NEW")
+    assert ask(url)
+    assert proxy.counts["expired"] > 0
+
+
+def test_credentials_that_are_renewed_a_moment_later(
+    url: str, proxy: FaultProxy, credentials: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert storage.exists(url)
+    proxy.breaks(Rule("expired", key="Credential=OLD/", times=None))
+    monkeypatch.setattr(RetryPolicy, "wait", lambda *_: credentials("NEW") or 0.0)
+    assert storage.read_bytes(url) == CONTENT
+
+
+def test_credentials_that_nobody_renews(
+    url: str, proxy: FaultProxy, credentials: Callable[[str], None]
+) -> None:
+    proxy.breaks(Rule("expired", key="Credential=OLD/", times=None))
+    with pytest.raises(StorageError, match=rf"cannot read: .* \(tried {ATTEMPTS} times\)"):
+        storage.read_bytes(url)

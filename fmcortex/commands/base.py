@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fmcortex import __version__
+from fmcortex.errors import ConfigError
 
 if TYPE_CHECKING:
     from fmcortex.config import RunConfig
@@ -15,17 +16,20 @@ if TYPE_CHECKING:
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
 
 
-class Command(click.Command):
-    """A command whose help keeps the line breaks of its example, and that takes no empty text."""
+#: Storage of this process only: what a command writes there is gone when it ends.
+MEMORY = "memory:"
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the command line; an empty value, as of a variable that is not set, is refused."""
-        rest = super().parse_args(ctx, args)
+
+class Command(click.Command):
+    """A command that refuses empty words, and whose help keeps the line breaks of its example."""
+
+    def invoke(self, ctx: click.Context) -> Any:
         for parameter in self.params:
-            given = ctx.params.get(parameter.name or "")
-            if given == "" or (isinstance(given, tuple) and "" in given):
-                raise click.BadParameter("is empty; is a variable not set?", ctx, parameter)
-        return rest
+            value = ctx.params.get(parameter.name or "")
+            for word in value if isinstance(value, tuple) else (value,):
+                if isinstance(word, str):
+                    _check_word(word, parameter)
+        return super().invoke(ctx)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.epilog:
@@ -33,6 +37,20 @@ class Command(click.Command):
             formatter.write("Example:\n")
             for line in self.epilog.strip().splitlines():
                 formatter.write(f"  {line.strip()}\n")
+
+
+def _check_word(word: str, parameter: click.Parameter) -> None:
+    """Refuse what names nothing: an empty word, or a place that ends with the command.
+
+    Raises:
+        ConfigError: naming the option or argument.
+    """
+    option = isinstance(parameter, click.Option)
+    name = parameter.opts[0] if option else parameter.make_metavar(click.Context(cli))
+    if not word:
+        raise ConfigError(f"{name} is empty: is a variable not set?")
+    if word.startswith(MEMORY) or f"={MEMORY}" in word:
+        raise ConfigError(f"{name} {word}: memory:// is gone when the command ends; name a folder")
 
 
 @click.group(context_settings=CONTEXT)
@@ -88,13 +106,21 @@ def read_config(
 ) -> RunConfig:
     """The configuration of a run from a command's options; None leaves a value as it is.
 
-    What an option of its own says, such as --output, is taken as it is: it is never YAML.
+    Raises:
+        ConfigError: as `load_config`, or the run would be in memory only.
     """
     from fmcortex.config import load_config
 
-    options = {"output": output} | {key.replace("__", "."): one for key, one in values.items()}
-    given = {key: value for key, value in options.items() if value is not None}
-    return load_config(path, overrides, given)
+    more = [
+        f"{key.replace('__', '.')}={value}" for key, value in values.items() if value is not None
+    ]
+    if output is not None:
+        more.append(f"output={output}")
+    config = load_config(path, [*overrides, *more])
+    for key, url in (("output", config.output), ("data.url", config.data.url)):
+        if url.startswith(MEMORY):
+            raise ConfigError(f"{key}: {url} is gone when the command ends; name a folder")
+    return config
 
 
 def open_source(source: str, config: RunConfig | None = None) -> Any:

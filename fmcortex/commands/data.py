@@ -49,9 +49,7 @@ def simulate_command(
     from data_prep.simulator.simulate import simulate
     from fmcortex.config import validated, with_overrides
 
-    settings = validated(
-        SimulationSettings, with_overrides(values, overrides, SimulationSettings), "simulate"
-    )
+    settings = validated(SimulationSettings, with_overrides(values, list(overrides)), "simulate")
     simulate(settings, folder, click.echo, sessions=list(only) or None, workers=workers)
 
 
@@ -87,7 +85,6 @@ def decode_command(video: str, to: str, height: int | None, width: int | None) -
 @click.argument("source")
 @click.option("--workers", default=0, help="Ray tasks at a time; 0: no Ray.")
 @click.option("--overwrite", is_flag=True, help="Redo what was made with other settings.")
-@click.option("--skip-unknown", is_flag=True, help="Pass over folders of no known layout.")
 @click.option("--figures", metavar="FOLDER", help="Draw some neurons of every session.")
 @click.option(
     "--set",
@@ -97,12 +94,7 @@ def decode_command(video: str, to: str, height: int | None, width: int | None) -
     help="A setting, such as decay_seconds=0.7; may be repeated.",
 )
 def deconvolve_command(
-    source: str,
-    workers: int,
-    overwrite: bool,
-    skip_unknown: bool,
-    figures: str | None,
-    overrides: tuple[str, ...],
+    source: str, workers: int, overwrite: bool, figures: str | None, overrides: tuple[str, ...]
 ) -> None:
     """Make activity of raw fluorescence, as the nwb and signals layouts have it.
 
@@ -118,7 +110,7 @@ def deconvolve_command(
     from fmcortex.config import validated, with_overrides
     from fmcortex.progress import Progress
 
-    values = with_overrides({}, overrides, DeconvolutionSettings)
+    values = with_overrides({}, list(overrides))
     settings = validated(DeconvolutionSettings, values, "deconvolve")
     with Progress("deconvolve", 0, "neuron", every=5.0, stream=sys.stdout) as bar:
 
@@ -132,9 +124,7 @@ def deconvolve_command(
                 draw_deconvolution(folder, to)
                 bar.say(to)
 
-        deconvolve_sessions(
-            source, settings, workers, bar.say, overwrite, track, draw, skip_unknown
-        )
+        deconvolve_sessions(source, settings, workers, bar.say, overwrite, track, draw)
 
 
 @command("prep", "fmcortex prep recordings --to prepared --workers 2")
@@ -142,7 +132,6 @@ def deconvolve_command(
 @click.option("--to", required=True, metavar="URL", help="Where the dataset goes (any fsspec URL).")
 @click.option("--workers", default=0, help="Ray tasks at a time; 0: no Ray.")
 @click.option("--overwrite", is_flag=True, help="Redo sessions made with other settings.")
-@click.option("--skip-unknown", is_flag=True, help="Pass over folders of no known layout.")
 @click.option(
     "--set",
     "overrides",
@@ -151,12 +140,7 @@ def deconvolve_command(
     help="A setting of the preparation, such as height=36; may be repeated.",
 )
 def prep_command(
-    source: str,
-    to: str,
-    workers: int,
-    overwrite: bool,
-    skip_unknown: bool,
-    overrides: tuple[str, ...],
+    source: str, to: str, workers: int, overwrite: bool, overrides: tuple[str, ...]
 ) -> None:
     """Turn recordings into a prepared dataset of shards.
 
@@ -169,14 +153,14 @@ def prep_command(
     from fmcortex.config import validated, with_overrides
     from fmcortex.progress import Progress
 
-    settings = validated(PrepSettings, with_overrides({}, overrides, PrepSettings), "prep")
+    settings = validated(PrepSettings, with_overrides({}, list(overrides)), "prep")
     with Progress("prep", 0, "session", every=5.0, stream=sys.stdout) as bar:
 
         def track(done: int, total: int, what: str) -> None:
             bar.total = total
             bar.update(done, what)
 
-        manifest = prepare(source, to, settings, workers, bar.say, overwrite, track, skip_unknown)
+        manifest = prepare(source, to, settings, workers, bar.say, overwrite, track)
     neurons = sum(entry.neurons for entry in manifest.sessions)
     click.echo(
         f"{to}: {len(manifest.sessions)} sessions, {neurons} neurons, {manifest.movies} movies"
