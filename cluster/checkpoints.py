@@ -230,7 +230,10 @@ def load_newest(
     for folder in peers.gather(folders)[0]:  # all ranks try the same ones
         loaded, problem = None, None
         try:
-            loaded = load(Checkpoint(folder))
+            checkpoint = Checkpoint(folder)
+            if rank == 0 and checkpoint.remark:
+                warn(checkpoint.remark)
+            loaded = load(checkpoint)
         except (CheckpointError, StorageError) as error:
             problem = str(error)
         problems = [told for told in peers.gather(problem) if told]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.pretrain import RUN_FILE, absolute, pretrain
+from cluster.pretrain import absolute, pretrain
 from cluster.ray_session import ray_session
 from fmcortex import storage
 from fmcortex.config import RunConfig
@@ -36,7 +36,8 @@ from fmcortex.scaling.results import (
 )
 from fmcortex.scaling.sweep import Point, SweepConfig, points
 from fmcortex.tracking.run import RunLog, environment, tracking_uri
-from fmcortex.training.checkpoint import newest, open_checkpoint
+from fmcortex.tracking.run_file import read_run_file
+from fmcortex.training.checkpoint import list_checkpoints, open_checkpoint
 from fmcortex.training.fit import fit
 from fmcortex.training.single import train_single
 from fmcortex.training.step import StepReport
@@ -236,13 +237,10 @@ def run_point(
 
 def _train_here(config: RunConfig, tags: dict[str, str]) -> tuple[str, str]:
     """Train in this process, if that is not done already; the MLflow run and the checkpoint."""
-    path = storage.join(config.output, RUN_FILE)
-    done = newest(config.output)
-    if done is not None and storage.exists(path):  # trained before, but not scored
-        known = storage.read_json(path)
-        if known.get("uri") == config.tracking.uri:
-            return str(known["run_id"]), done.folder
-    if done is not None:
+    if list_checkpoints(config.output):
+        done, known = open_checkpoint(config.output), read_run_file(config.output)
+        if known is not None and known.run_id and known.uri == config.tracking.uri:
+            return known.run_id, done.folder  # trained before, but not scored
         storage.remove(config.output)
     with Progress(config.tracking.run_name or "train", config.training.steps) as progress:
 

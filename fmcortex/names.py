@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, StringConstraints
+from pydantic import AfterValidator
 
 from fmcortex.errors import DataError
 
@@ -19,6 +19,7 @@ _PART = "[A-Za-z0-9][A-Za-z0-9._-]*"
 LONGEST = 128
 
 _NAME = re.compile(_PART)
+_PATH = re.compile(f"{_PART}(/{_PART})*")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 #: Names that a checkpoint's files have for something else than a session.
@@ -94,6 +95,12 @@ def _name(text: str) -> str:
     return text
 
 
+def _path(text: str) -> str:
+    if not _PATH.fullmatch(text):
+        raise ValueError(f"{_shown(text)}: not a path of names inside the folder")
+    return text
+
+
 def _inside(path: str) -> str:
     if not is_inside(path):
         raise ValueError(f"{_shown(path)}: not a path inside the folder")
@@ -103,6 +110,6 @@ def _inside(path: str) -> str:
 #: Of a document: a name.
 Name = Annotated[str, AfterValidator(_name)]
 #: Of a document: a path of names.
-Path = Annotated[str, StringConstraints(pattern=f"^{_PART}(/{_PART})*$")]
+Path = Annotated[str, AfterValidator(_path)]
 #: Of a document: a path of any characters that stays in its folder, as a source's files have them.
 InsidePath = Annotated[str, AfterValidator(_inside)]

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fmcortex import __version__
-from fmcortex.errors import ConfigError
+from fmcortex.errors import ConfigError, without_secrets
 
 if TYPE_CHECKING:
     from fmcortex.config import RunConfig
+    from fmcortex.training.checkpoint import Checkpoint
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
 
@@ -123,8 +124,13 @@ def read_config(
     return config
 
 
-def open_source(source: str, config: RunConfig | None = None) -> Any:
-    """The checkpoint in a folder or in the model registry."""
+def open_source(source: str, config: RunConfig | None = None) -> Checkpoint:
+    """The checkpoint in a folder or in the model registry; which step it is of is printed.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+        ConfigError: the registry has no such model.
+    """
     from fmcortex.training.checkpoint import open_checkpoint
 
     if source.startswith("models:/"):
@@ -134,4 +140,12 @@ def open_source(source: str, config: RunConfig | None = None) -> Any:
 
         tracking = config.tracking if config else TrackingConfig()
         source = resolve(source, tracking_uri(tracking, config.output if config else "."))
-    return open_checkpoint(source)
+    return said_from(open_checkpoint(source))
+
+
+def said_from(opened: Checkpoint) -> Checkpoint:
+    """Say which checkpoint is used, and what there is to know of it."""
+    if opened.remark:
+        click.echo(opened.remark, err=True)
+    click.echo(f"from step {opened.step}: {without_secrets(opened.folder)}")
+    return opened

@@ -72,15 +72,13 @@ def run_of(folder: str) -> RunLog:
 
     from mlflow.exceptions import MlflowException
 
-    from fmcortex import storage
     from fmcortex.tracking.run import RunLog
+    from fmcortex.tracking.run_file import read_run_file, run_file_of
 
-    path = storage.join(folder, "run.json")
-    if not storage.exists(path):
+    path, known = run_file_of(folder), read_run_file(folder)
+    if known is None:
         raise ConfigError(f"{path}: no such file, so {folder} is not the folder of a run")
-    known = storage.read_json(path)
-    known = known if isinstance(known, dict) else {}
-    uri, run_id = known.get("uri"), known.get("run_id")
+    uri, run_id = known.uri, known.run_id
     if not uri or not run_id:
         raise ConfigError(
             f"{path}: names no MLflow run (uri and run_id), so the run never began to be "

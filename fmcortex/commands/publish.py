@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fmcortex.commands.base import command
+from fmcortex.commands.base import command, open_source, said_from
 from fmcortex.errors import ConfigError
 
 
@@ -21,20 +21,20 @@ def register_command(
     CHECKPOINT is a run folder or a checkpoint. Without --tracking-uri the run's own MLflow store
     is used and the model is logged in its run.
     """
-    from fmcortex import storage
     from fmcortex.tracking.registry import register
+    from fmcortex.tracking.run_file import read_run_file
 
     run_id = None
     if tracking_uri is None:
-        known = storage.join(checkpoint, "run.json")
-        if not storage.exists(known):
+        run = read_run_file(checkpoint)
+        if run is None or run.uri is None:
             raise ConfigError(
                 f"{checkpoint}: no run.json here that names an MLflow store; give --tracking-uri"
             )
-        run = storage.read_json(known)
-        tracking_uri, run_id = run["uri"], run.get("run_id")
-    made = register(checkpoint, name, alias, tracking_uri, run_id)
-    click.echo(f"registered {made.name} version {made.version}: {made.uri}")
+        tracking_uri, run_id = run.uri, run.run_id
+    opened = open_source(checkpoint)
+    made = register(opened, name, alias, tracking_uri, run_id)
+    click.echo(f"registered {made.name} version {made.version} of step {opened.step}: {made.uri}")
     click.echo(f"in {tracking_uri}")
 
 
@@ -54,7 +54,7 @@ def report_command(
     """
     from dataclasses import replace
 
-    from fmcortex.report.inputs import inputs_of
+    from fmcortex.report.inputs import gather, inputs_of
     from fmcortex.report.page import write_report
 
     inputs = inputs_of(folder, title)
@@ -62,7 +62,11 @@ def report_command(
         inputs = replace(inputs, checkpoint=checkpoint)
     if dataset:
         inputs = replace(inputs, dataset=dataset)
-    click.echo(f"wrote {write_report(inputs, to)}")
+    report = gather(inputs)
+    used = [report.checkpoint, *(run.checkpoint for run in report.runs)]
+    for opened in {one.folder: one for one in used if one is not None}.values():
+        said_from(opened)
+    click.echo(f"wrote {write_report(report, to)}")
 
 
 @command("sweep", "fmcortex sweep configs/sweep.yaml --workers 2")

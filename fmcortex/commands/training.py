@@ -179,7 +179,7 @@ def evaluate_command(
     if to:
         document = [score.model_dump() for score in scores]
         storage.write_bytes(to, (json.dumps(document) + "\n").encode())
-    _print_scores(checkpoint, scores)
+    _print_scores(f"{checkpoint}, step {opened.step}", scores)
 
 
 def _print_scores(title: str, scores: list[SessionScore]) -> None:

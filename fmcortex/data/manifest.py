@@ -85,8 +85,10 @@ class Document(BaseModel):
                     f"{where}: format version: {first['input']!r}, this program reads {expected};"
                     " make it again, or use the version that wrote it"
                 ) from error
-            place = ".".join(str(part) for part in first["loc"]) or "document"
-            field = place.encode("unicode_escape").decode()  # keys are from outside, too
+            # A bad key is told by the message.
+            path = first["loc"][:-2] if first["loc"][-1:] == ("[key]",) else first["loc"]
+            field = ".".join(str(part) for part in path) or "document"
+            field = field.encode("unicode_escape").decode()  # other keys are from outside, too
             message = first["msg"].removeprefix("Value error, ")
             raise DataError(f"{where}: {field}: {message}") from error
 

@@ -11,13 +11,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from fmcortex import storage
-from fmcortex.errors import ConfigError, DataError, FmcortexError, without_secrets
+from fmcortex.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FmcortexError,
+    without_secrets,
+)
 from fmcortex.evaluation.evaluate import SessionScore
 from fmcortex.scaling.results import SUMMARY, SweepSummary, load_summary
 from fmcortex.tracking.run import client
-from fmcortex.training.checkpoint import Checkpoint, newest, open_checkpoint
+from fmcortex.tracking.run_file import RUN_FILE, read_run_file
+from fmcortex.training.checkpoint import Checkpoint, list_checkpoints, open_checkpoint
 
-RUN_FILE = "run.json"
 #: Folder of evaluations in a folder that is reported on: <model>.json, a list of SessionScore.
 EVALUATIONS = "evaluations"
 #: The models that come first, in this order.
@@ -164,7 +170,8 @@ def gather(inputs: ReportInputs) -> Report:
         FmcortexError: something that was named outright cannot be read. What a run merely points
             to (its tracking store, its dataset) may be gone, and is listed as missing.
     """
-    runs = [read_run(folder) for folder in inputs.runs]
+    # With a model of its own, a report needs no run's.
+    runs = [read_run(folder, strict=not inputs.checkpoint) for folder in inputs.runs]
     first = next((run for run in runs if run.checkpoint is not None), None)
     checkpoint = open_checkpoint(inputs.checkpoint) if inputs.checkpoint else None
     if checkpoint is None and first is not None:
@@ -173,7 +180,8 @@ def gather(inputs: ReportInputs) -> Report:
     ordered += [name for name in inputs.evaluations if name not in ORDER]
     dataset = inputs.dataset
     if dataset is None and checkpoint is not None:
-        dataset = checkpoint.manifest.config.get("data", {}).get("url")
+        url = checkpoint.setting("data", "url")
+        dataset = url if isinstance(url, str) else None
     return Report(
         title=inputs.title,
         models={name: read_scores(inputs.evaluations[name]) for name in ordered},
@@ -185,23 +193,34 @@ def gather(inputs: ReportInputs) -> Report:
     )
 
 
-def read_run(folder: str) -> RunRecord:
+def read_run(folder: str, strict: bool = True) -> RunRecord:
     """A run's folder, and what its MLflow run recorded.
+
+    Args:
+        folder: of the run.
+        strict: whether a damaged checkpoint is an error; else it is listed as missing.
 
     Raises:
         DataError: the folder holds neither a run nor a checkpoint.
+        CheckpointError: its newest checkpoint is damaged.
+        ConfigError: its `run.json` is of another form.
     """
-    record = RunRecord(folder, checkpoint=newest(folder))
-    path = storage.join(folder, RUN_FILE)
-    if storage.exists(path):
-        known = storage.read_json(path)
-        record.config = known.get("config", {})
-        record.run_id, record.uri = known.get("run_id"), known.get("uri")
+    record = RunRecord(folder)
+    if list_checkpoints(folder):
+        try:
+            record.checkpoint = open_checkpoint(folder)
+        except CheckpointError as error:
+            if strict:
+                raise CheckpointError(f"{error} with --checkpoint") from error
+            record.missing.append(str(error))
+    known = read_run_file(folder)
+    if known is not None:
+        record.config, record.run_id, record.uri = known.config, known.run_id, known.uri
     elif record.checkpoint is None:
         raise DataError(f"{folder}: neither {RUN_FILE} nor a checkpoint in it; it is no run")
     else:
         record.config = record.checkpoint.manifest.config
-    if record.checkpoint is None:
+    if record.checkpoint is None and not record.missing:
         record.missing.append("no whole checkpoint")
     if record.run_id is None or record.uri is None:
         record.missing.append(f"no MLflow run ({RUN_FILE} names none), so no curves")

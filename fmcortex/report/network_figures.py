@@ -114,7 +114,8 @@ def find_traces(network: Network, session: PreparedSession, burnin: int) -> Trac
         burnin: first frames of the video that are left out.
 
     Raises:
-        DataError: there is no such movie, or the network is of another recording.
+        DataError: there is no such movie, the network is of another recording, or its responses
+            are constant.
     """
     name = session.manifest.session
     if network.session.units != session.manifest.neurons:
@@ -127,8 +128,10 @@ def find_traces(network: Network, session: PreparedSession, burnin: int) -> Trac
     recorded = video.responses[:, burnin:].astype(np.float64)
     predicted = predict_video(network.eval(), video)[:, burnin:].astype(np.float64)
     scores = cc_abs(predicted, recorded)
-    ranked = np.argsort(np.where(np.isfinite(scores), scores, -np.inf))
-    ranked = ranked[-int(np.isfinite(scores).sum()) or len(ranked) :]
+    finite = int(np.isfinite(scores).sum())
+    if not finite:
+        raise DataError(f"session {name}: no neuron has a CC_abs on {entry.name}")
+    ranked = np.argsort(np.where(np.isfinite(scores), scores, -np.inf))[-finite:]
     chosen = np.array([ranked[round(p / 100 * (len(ranked) - 1))] for p in PERCENTILES])
     shown = recorded[:, :, chosen]
     counts = np.maximum(np.isfinite(shown).sum(axis=0), 1)

@@ -62,17 +62,18 @@ class Cell:
     strength: float
 
 
-def write_report(inputs: ReportInputs | str, to: str) -> Path:
+def write_report(inputs: ReportInputs | Report | str, to: str) -> Path:
     """Write the report as one HTML file that needs nothing else.
 
     Args:
-        inputs: what to report on, or a folder to look through (`inputs_of`).
+        inputs: what to report on, or a folder to look through (`inputs_of`), or what was read.
         to: the file.
 
     Raises:
         FmcortexError: something that was named cannot be read, or the file cannot be written.
     """
-    report = gather(inputs_of(inputs) if isinstance(inputs, str) else inputs)
+    inputs = inputs_of(inputs) if isinstance(inputs, str) else inputs
+    report = inputs if isinstance(inputs, Report) else gather(inputs)
     storage.write_bytes(storage.absolute(to), render(report).encode())
     return Path(storage.absolute(to))
 
@@ -305,7 +306,8 @@ def _network_pictures(report: Report, add: Callable[..., None]) -> None:
     shown = next((n for n in names if dataset is not None and n in dataset.sessions), None)
     if dataset is not None and shown is not None:
         session = dataset.session(shown)
-        burnin = int(checkpoint.manifest.config.get("training", {}).get("burnin", 10))
+        given = checkpoint.setting("training", "burnin")
+        burnin = given if isinstance(given, int) else 10
 
         def draw() -> Any:
             traces = network_figures.find_traces(networks[shown], session, burnin)

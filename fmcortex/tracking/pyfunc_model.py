@@ -6,6 +6,7 @@ MLflow copies this file beside the checkpoint and executes it to load the model;
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import Any
 
@@ -16,7 +17,9 @@ from mlflow.pyfunc import PythonModel
 from fmcortex.device import choose
 from fmcortex.errors import ConfigError
 from fmcortex.model.network import Network
-from fmcortex.training.checkpoint import Checkpoint
+from fmcortex.training.checkpoint import open_checkpoint
+
+log = logging.getLogger(__name__)
 
 #: The artifact that holds the checkpoint.
 ARTIFACT = "checkpoint"
@@ -32,7 +35,8 @@ with warnings.catch_warnings(record=True):
 
         def load_context(self, context: Any) -> None:
             """Open the checkpoint; a session's network is built when it is first asked for."""
-            self.checkpoint = Checkpoint(context.artifacts[ARTIFACT])
+            self.checkpoint = open_checkpoint(context.artifacts[ARTIFACT])
+            log.warning("fmcortex: model of step %d", self.checkpoint.step)
             self.shared = self.checkpoint.shared()
             self.networks: dict[str, Network] = {}
 

@@ -79,7 +79,7 @@ def _as_default(uri: str) -> Iterator[None]:
 
 
 def register(
-    checkpoint: str,
+    checkpoint: str | Checkpoint,
     name: str,
     alias: str | None,
     uri: str,
@@ -89,7 +89,8 @@ def register(
     """Make a checkpoint the next version of a registered model.
 
     Args:
-        checkpoint: a checkpoint's folder, or a run's folder for its newest.
+        checkpoint: a checkpoint's folder, or a run's folder for its newest; or one that was
+            opened and verified.
         name: of the model; made if there is none.
         alias: to set to the new version; None for none.
         uri: of the MLflow store.
@@ -101,8 +102,7 @@ def register(
         ConfigError: the store refuses the name, the alias or the run.
     """
     _check_name(name, alias)
-    opened = open_checkpoint(checkpoint)
-    opened.verify()
+    opened = open_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
     store = client(uri)
     from mlflow.exceptions import MlflowException
 
@@ -145,7 +145,7 @@ def _without_optimizer(source: Checkpoint, folder: Path) -> CheckpointManifest:
     missing = [name for name in names if name not in source.manifest.files]
     if missing:
         raise CheckpointError(f"{source.folder}: no {missing[0]} in it; it cannot be registered")
-    for name in names:
+    for name in names:  # each of `part_file`, never out of the folder
         content = storage.read_bytes(storage.join(source.folder, name))
         storage.write_bytes(storage.join(str(folder), name), content)
     files = {name: source.manifest.files[name] for name in names}

@@ -5,9 +5,11 @@
         shared.optimizer.safetensors       its optimizer's state: <moment>/<parameter>
         sessions/<session>.safetensors     weights of a session's part
         sessions/<session>.optimizer.safetensors
-        manifest.json                      sizes and SHA-256 of all files, written last
+        manifest.json                      sizes and SHA-256 of all files, written last, and its
+                                           own seal (`fmcortex.seal`)
 
-A folder without a manifest, or with a file that differs from it, is no checkpoint. Nothing in it
+A folder without a manifest, or with a file that differs from it, is no checkpoint. A manifest that
+differs from its seal is damaged; those of earlier versions have none. Nothing in a checkpoint
 depends on the number of ranks, the ZeRO stage or the precision. Random draws are a function of seed
 and step, so that no generator's state is kept.
 """
@@ -15,22 +17,26 @@ and step, so that no generator's state is kept.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any, Self, TypeVar
 
 import safetensors
 import safetensors.torch
-from pydantic import Field
-from torch import Tensor
+from pydantic import Field, model_validator
+from torch import Tensor, nn
 
 from fmcortex import storage
-from fmcortex.data.manifest import Document, Sha256
+from fmcortex.data.manifest import Document, Sealed, Sha256
 from fmcortex.errors import CheckpointError, DataError, StorageError
 from fmcortex.model.network import Network, SessionPart, SharedPart
 from fmcortex.model.sizes import ModelConfig
+from fmcortex.names import OPTIMIZER, SHARED, Name, check_session
+from fmcortex.seal import seal_holds
 
 MANIFEST = "manifest.json"
-SHARED = "shared"
+
+Part = TypeVar("Part", bound=nn.Module)
 
 
 class StoredFile(Document):
@@ -40,13 +46,13 @@ class StoredFile(Document):
     sha256: Sha256
 
 
-class CheckpointManifest(Document):
+class CheckpointManifest(Sealed):
     """What a checkpoint holds."""
 
     version: int = Field(2, ge=2, le=2)
     step: int = Field(ge=0, description="steps done")
     model: ModelConfig
-    units: dict[str, int] = Field(description="neurons of each session")
+    units: dict[Name, Annotated[int, Field(ge=1)]] = Field(description="neurons of each session")
     files: dict[str, StoredFile]
     config: dict[str, Any] = Field(description="of the run")
     drawn: dict[str, int] = Field(
@@ -58,11 +64,28 @@ class CheckpointManifest(Document):
         description="steps of older checkpoints that are kept: the run went on with other sessions",
     )
 
+    @model_validator(mode="after")
+    def _only_its_own(self) -> Self:
+        """Files are written and read by these names: none may lead outside of the checkpoint."""
+        parts = (SHARED, *self.units)
+        known = {part_file(part, optimizer) for part in parts for optimizer in (False, True)}
+        for name in self.files:
+            if name not in known:
+                raise ValueError(f"files: {name!r} is no file of a checkpoint of these sessions")
+        return self
+
 
 def part_file(part: str, optimizer: bool = False) -> str:
-    """The file of the weights, or of the optimizer's state, of `shared` or of a session's name."""
-    name = part if part == SHARED else f"sessions/{part}"
-    return f"{name}.optimizer.safetensors" if optimizer else f"{name}.safetensors"
+    """The file of the weights, or of the optimizer's state, of `shared` or of a session's name.
+
+    Raises:
+        DataError: a session cannot have that name.
+    """
+    name = part
+    if part != SHARED:
+        check_session(part, "checkpoint: session")
+        name = f"sessions/{part}"
+    return f"{name}{OPTIMIZER}.safetensors" if optimizer else f"{name}.safetensors"
 
 
 def write_tensors(folder: str, name: str, tensors: Mapping[str, Tensor]) -> dict[str, StoredFile]:
@@ -79,8 +102,7 @@ def write_tensors(folder: str, name: str, tensors: Mapping[str, Tensor]) -> dict
 
 def write_manifest(folder: str, manifest: CheckpointManifest) -> None:
     """Declare the checkpoint whole; to be called once all its files are written."""
-    content = (manifest.model_dump_json(indent=1) + "\n").encode()
-    storage.write_bytes(storage.join(folder, MANIFEST), content)
+    storage.write_bytes(storage.join(folder, MANIFEST), manifest.sealed())
 
 
 def step_folder(run: str, step: int) -> str:
@@ -119,20 +141,29 @@ class Checkpoint:
     Args:
         folder: any fsspec URL.
 
+    Attributes:
+        sealed: whether its manifest has a seal, which holds; those of earlier versions have none.
+
     Raises:
-        CheckpointError: there is no checkpoint in `folder`.
+        CheckpointError: there is no checkpoint in `folder`, or its manifest is damaged.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = folder.rstrip("/")
         where = storage.join(self.folder, MANIFEST)
         try:
-            self.manifest = CheckpointManifest.parse(storage.read_bytes(where), where)
+            content = storage.read_bytes(where)
         except StorageError as error:
             raise CheckpointError(
                 f"{self.folder}: not a checkpoint (no {MANIFEST}); name a folder "
                 "checkpoints/step-N of a run, or the run's folder"
             ) from error
+        holds = seal_holds(content)
+        if holds is False:
+            raise CheckpointError(f"{where}: differs from its own checksum; damaged, or edited")
+        self.sealed = holds is True
+        try:
+            self.manifest = CheckpointManifest.parse(content, where)
         except DataError as error:
             raise CheckpointError(str(error)) from error
 
@@ -151,18 +182,39 @@ class Checkpoint:
         """The sessions it has parts of."""
         return sorted(self.manifest.units)
 
+    def setting(self, section: str, key: str) -> Any:
+        """A setting of the run; None where its configuration, of whatever form, has none."""
+        found = self.manifest.config.get(section)
+        return found.get(key) if isinstance(found, dict) else None
+
+    @property
+    def remark(self) -> str | None:
+        """What a user should know who takes it, in one line; None if there is nothing."""
+        if self.sealed:
+            return None
+        return (
+            f"{self.folder}: its {MANIFEST} has no seal, as earlier versions wrote it; whether it "
+            "was changed cannot be told"
+        )
+
     def tensors(self, part: str, optimizer: bool = False) -> dict[str, Tensor]:
         """The weights, or the optimizer's state, of `shared` or of a session.
 
         Raises:
-            CheckpointError: the file is missing or differs from the manifest.
+            CheckpointError: the file is missing, differs from the manifest, or holds no tensors.
+            DataError: `part` cannot be a session's name.
         """
         name = part_file(part, optimizer)
         entry = self.manifest.files.get(name)
         if entry is None:
             known = ", ".join(self.sessions) or "none"
             raise CheckpointError(f"{self.folder}: no {name} in it (its sessions: {known})")
-        return safetensors.torch.load(self._read(name, entry))
+        content = self._read(name, entry)
+        try:
+            return safetensors.torch.load(content)
+        except Exception as error:  # safetensors has no class of errors of its own for all of them
+            line = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{self.folder}/{name}: not safetensors: {line}") from error
 
     def _read(self, name: str, entry: StoredFile) -> bytes:
         try:
@@ -174,17 +226,35 @@ class Checkpoint:
         return content
 
     def shared(self) -> SharedPart:
-        """The shared part."""
-        shared = SharedPart(self.model)
-        shared.load_state_dict(self.tensors(SHARED))
-        return shared
+        """The shared part.
+
+        Raises:
+            CheckpointError: as `tensors`, or the weights do not fit the manifest's sizes.
+        """
+        tensors = self.tensors(SHARED)
+        with self._fitting(SHARED):
+            return _filled(SharedPart(self.model), tensors)
 
     def session(self, name: str) -> SessionPart:
-        """The part of a session."""
+        """The part of a session.
+
+        Raises:
+            CheckpointError: as `tensors`, or the weights do not fit the manifest's sizes.
+        """
         tensors = self.tensors(name)
-        part = SessionPart(self.model, self.manifest.units[name])
-        part.load_state_dict(tensors)
-        return part
+        with self._fitting(name):
+            return _filled(SessionPart(self.model, self.manifest.units[name]), tensors)
+
+    @contextmanager
+    def _fitting(self, part: str) -> Iterator[None]:
+        try:
+            yield
+        # Sizes that no network can be built of raise whatever torch thinks fit.
+        except (RuntimeError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
+            line = " ".join(str(error).split())[:300]
+            raise CheckpointError(
+                f"{self.folder}/{part_file(part)}: does not fit the sizes in {MANIFEST}: {line}"
+            ) from error
 
     def network(self, name: str) -> Network:
         """The whole network of a session."""
@@ -196,21 +266,32 @@ class Checkpoint:
         Raises:
             CheckpointError: naming the first that is missing or corrupt.
         """
+        for part in (SHARED, *self.manifest.units):
+            if part_file(part) not in self.manifest.files:
+                raise CheckpointError(f"{self.folder}: no {part_file(part)} in its {MANIFEST}")
         for name, entry in self.manifest.files.items():
             self._read(name, entry)
 
 
-def newest(run: str, warn: Callable[[str], None] = lambda line: None) -> Checkpoint | None:
-    """The newest checkpoint of a run that verifies; `warn` hears of those passed over."""
-    for folder in list_checkpoints(run):
-        try:
-            checkpoint = Checkpoint(folder)
-            checkpoint.verify()
-        except CheckpointError as error:
-            warn(f"{error}; trying the checkpoint before it")
-            continue
-        return checkpoint
-    return None
+def _filled(part: Part, tensors: Mapping[str, Tensor]) -> Part:
+    """`part` with `tensors` as its state.
+
+    Raises:
+        ValueError: naming the first tensor that does not fit.
+    """
+    expected = part.state_dict()
+    for name in (*expected, *tensors):
+        if name not in tensors:
+            raise ValueError(f"no {name} in it")
+        if name not in expected:
+            raise ValueError(f"{name} is none of the network's")
+        value, like = tensors[name], expected[name]
+        if value.shape != like.shape or value.is_floating_point() != like.is_floating_point():
+            raise ValueError(
+                f"{name} is {value.dtype} {list(value.shape)}, not {like.dtype} {list(like.shape)}"
+            )
+    part.load_state_dict(dict(tensors))
+    return part
 
 
 def latest_step(run: str) -> int:
@@ -220,16 +301,26 @@ def latest_step(run: str) -> int:
 
 
 def open_checkpoint(where: str) -> Checkpoint:
-    """The checkpoint in a folder, or the newest one of a run's folder.
+    """The checkpoint in a folder, or the newest one of a run's folder, once all of it was read.
+
+    An older one is never taken in its place: it is another model.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or it is damaged; the message names the part, and the
+            checkpoint before it.
     """
     if storage.exists(storage.join(where, MANIFEST)):
-        return Checkpoint(where)
-    found = newest(where)
-    if found is None:
+        folders = [where.rstrip("/")]
+    else:
+        folders = list_checkpoints(where)
+    if not folders:
         raise CheckpointError(
             f"{where}: no checkpoint here; name a run's folder or one of its checkpoints/step-N"
         )
+    try:
+        found = Checkpoint(folders[0])
+        found.verify()
+    except CheckpointError as error:
+        before = f"; to use the checkpoint before it, name {folders[1]}" if folders[1:] else ""
+        raise CheckpointError(f"{error}{before}") from error
     return found

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fmcortex.config import TrainingConfig
+from fmcortex.errors import CheckpointError
 from fmcortex.model.parameters import Rule, rule_of
 
 #: Settings of a group that all optimizers know.
@@ -253,9 +254,21 @@ def optimizer_state(optimizer: Stepped) -> dict[str, Tensor]:
 
 
 def load_optimizer_state(optimizer: Stepped, values: Mapping[str, Tensor]) -> None:
-    """Set the state from what `optimizer_state` gave."""
+    """Set the state from what `optimizer_state` gave.
+
+    Raises:
+        CheckpointError: it is of other parameters or of another optimizer.
+    """
     for group in optimizer.param_groups:
         for name, p in zip(group["names"], group["params"], strict=True):
+            shapes = {f"{moment}/{name}": p.shape for moment in optimizer.moments}
+            for key, shape in {**shapes, f"steps/{name}": torch.Size()}.items():
+                if key not in values or values[key].shape != shape:
+                    found = list(values[key].shape) if key in values else "missing"
+                    raise CheckpointError(
+                        f"optimizer's state: {key} is {found}, not {list(shape)}; it is not of "
+                        "this network, or of another optimizer"
+                    )
             optimizer.state[p] = {
                 moment: values[f"{moment}/{name}"].to(device=p.device, dtype=p.dtype, copy=True)
                 for moment in optimizer.moments

@@ -13,6 +13,7 @@ from fmcortex.errors import ConfigError
 from fmcortex.lock import Lock
 from fmcortex.tracking.curves import curves_figure
 from fmcortex.tracking.run import start_run
+from fmcortex.tracking.run_file import RunFile, write_run_file
 from fmcortex.training.checkpoint import Checkpoint, list_checkpoints
 from fmcortex.training.fit import FitResult, fit
 from fmcortex.training.step import StepReport
@@ -102,10 +103,8 @@ def _train_single(
     run.flush()
     assert result.checkpoint is not None
     run.tags({"checkpoint": result.checkpoint})
-    storage.write_json(
-        storage.join(config.output, "run.json"),
-        {"config": config.model_dump(mode="json"), "uri": run.uri, "run_id": run.run_id},
-    )
+    dumped = config.model_dump(mode="json")
+    write_run_file(config.output, RunFile(config=dumped, uri=run.uri, run_id=run.run_id))
     run.figure(curves_figure({"train/loss": run.history("train/loss")}), "figures/curves.png")
     run.end()
     return SingleResult(result, result.checkpoint, run.run_id, seconds)

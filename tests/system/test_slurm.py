@@ -15,7 +15,7 @@ from two_node_slurm import SlurmCluster, poll
 
 from cluster import slurm
 from fmcortex.errors import FmcortexError
-from fmcortex.training.checkpoint import newest
+from fmcortex.training.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.system
 
@@ -134,8 +134,7 @@ def test_a_pretraining_on_two_nodes_in_two_turns(
     # The signal of `--signal=B:USR2@120`, now instead of two minutes before the end.
     slurm_cluster.call("scancel", "--batch", "--signal=USR2", job)
     assert slurm_cluster.wait(job, 60, lambda state: state == "PENDING"), log(tmp_path, job)
-    saved = newest(str(output))
-    assert saved is not None
+    saved = open_checkpoint(str(output))
     assert 0 < saved.step < 300
     state = slurm_cluster.wait(job, 240)
     printed = log(tmp_path, job)
@@ -150,9 +149,7 @@ def test_a_pretraining_on_two_nodes_in_two_turns(
     assert int(first[1]) >= saved.step
     assert "node1 joined" in printed
     assert "node2 joined" in printed
-    checkpoint = newest(str(output))
-    assert checkpoint is not None
-    assert checkpoint.step == 300
+    assert open_checkpoint(str(output)).step == 300
     gone(job)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,30 @@ def test_corrupt_checkpoint_is_not_registered(checkpoint: str, store: str, tmp_p
         register(str(copy), "broken", None, store)
     with pytest.raises(ConfigError, match="broken"):
         resolve("models:/broken/1", store)
+
+
+def test_nothing_is_written_outside_of_its_own_folder(
+    checkpoint: str, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint from elsewhere, whole and sealed, with a path for the name of a session."""
+    import shutil
+
+    copy, temporary = tmp_path / "a" / "b" / "c" / "copy", tmp_path / "a" / "tmp"
+    shutil.copytree(checkpoint, copy)
+    temporary.mkdir()
+    (tmp_path / "a" / "x").mkdir()
+    shutil.copy(copy / "sessions/mouse01-1-1.safetensors", tmp_path / "a/b/c/x.safetensors")
+    old, name = Checkpoint(str(copy)).manifest, "../../../../x/pwned"
+    files = {"shared.safetensors": old.files["shared.safetensors"]}
+    files[f"sessions/{name}.safetensors"] = old.files["sessions/mouse01-1-1.safetensors"]
+    write_manifest(str(copy), old.model_copy(update={"units": {name: 5}, "files": files}))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CheckpointError, match=r"manifest.json: units: '../../../../x/pwned'"):
+        register(str(copy), "forged", None, store)
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(ConfigError, match="forged"):
+        resolve("models:/forged/1", store)
 
 
 @pytest.mark.parametrize(

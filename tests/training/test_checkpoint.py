@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from fmcortex import storage
-from fmcortex.errors import CheckpointError
+from fmcortex.config import TrainingConfig
+from fmcortex.errors import CheckpointError, DataError
 from fmcortex.model.network import Network
 from fmcortex.model.sizes import ModelConfig, preset
 from fmcortex.training.build import build_session, build_shared
@@ -19,9 +23,9 @@ from fmcortex.training.checkpoint import (
     SHARED,
     Checkpoint,
     CheckpointManifest,
+    StoredFile,
     latest_step,
     list_checkpoints,
-    newest,
     open_checkpoint,
     part_file,
     prune,
@@ -29,6 +33,7 @@ from fmcortex.training.checkpoint import (
     write_manifest,
     write_tensors,
 )
+from fmcortex.training.optimizer import load_optimizer_state, make_optimizer, optimizer_state
 
 CONFIG = preset("tiny").model_copy(update={"retina_height": 12, "retina_width": 18})
 UNITS = {"m1": 3, "m2": 5}
@@ -59,9 +64,13 @@ def run(saved: Path, tmp_path: Path) -> Path:
     for step in (10, 20, 30, 40):
         folder = Path(step_folder(str(tmp_path), step))
         shutil.copytree(step_folder(str(saved), 40), folder)
-        manifest = json.loads((folder / MANIFEST).read_text())
-        (folder / MANIFEST).write_text(json.dumps({**manifest, "step": step}))
+        write_manifest(str(folder), changed(folder, step=step))
     return tmp_path
+
+
+def changed(folder: Path, **values: Any) -> CheckpointManifest:
+    """The manifest in a folder with other values, which need not fit its files."""
+    return Checkpoint(str(folder)).manifest.model_copy(update=values)
 
 
 def damage(path: Path, how: str) -> None:
@@ -140,7 +149,7 @@ def test_damage_is_found(run: Path, how: str, part: str, optimizer: bool) -> Non
         ("", "Invalid JSON"),
         ('{"version": 2, "step": -1}', "step: Input should be greater than or equal to 0"),
         ('{"version": 1, "step": 1}', "version: "),
-        ('{"version": 3, "step": 1}', "version: "),
+        ('{"version": 9, "step": 1}', "version: "),
         ('{"sessions": [], "tool_version": "1"}', "step: Field required"),
     ],
 )
@@ -168,27 +177,148 @@ def test_open_checkpoint_takes_a_run_or_a_checkpoint(run: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("how", ["missing", "flipped", "truncated"])
-def test_newest_falls_back_and_says_so(run: Path, how: str) -> None:
-    damage(Path(step_folder(str(run), 40)) / "sessions/m1.optimizer.safetensors", how)
-    damage(Path(step_folder(str(run), 30)) / MANIFEST, "truncated")
-    heard: list[str] = []
-    found = newest(str(run), heard.append)
-    assert found is not None
-    assert found.step == 20
-    found.verify()
-    assert len(heard) == 2
-    assert "step-00000040/sessions/m1.optimizer.safetensors: " in heard[0]
-    assert "step-00000030/manifest.json: " in heard[1]
-    assert all(line.endswith("; trying the checkpoint before it") for line in heard)
-
-
-def test_no_checkpoint_is_whole(run: Path) -> None:
-    for step in (10, 20, 30, 40):
-        damage(Path(step_folder(str(run), step)) / "shared.safetensors", "empty")
-    assert newest(str(run)) is None
-    assert newest(str(run / "elsewhere")) is None
-    with pytest.raises(CheckpointError, match="no checkpoint here"):
+@pytest.mark.parametrize("name", ["sessions/m1.safetensors", "shared.optimizer.safetensors"])
+def test_an_older_checkpoint_is_never_taken_unasked(run: Path, how: str, name: str) -> None:
+    newest, before = (Path(step_folder(str(run), step)) for step in (40, 30))
+    damage(newest / name, how)
+    message = rf"step-00000040/{name}: .*; to use the checkpoint before it, name {before}$"
+    with pytest.raises(CheckpointError, match=message):
         open_checkpoint(str(run))
+    with pytest.raises(CheckpointError, match=rf"step-00000040/{name}: "):
+        open_checkpoint(str(newest))
+    assert open_checkpoint(str(before)).step == 30
+
+
+def test_damaged_manifest_is_named_like_any_part(run: Path) -> None:
+    damage(Path(step_folder(str(run), 40)) / MANIFEST, "truncated")
+    with pytest.raises(CheckpointError, match=r"40/manifest.json: .*; to use the checkpoint befo"):
+        open_checkpoint(str(run))
+
+
+def test_every_byte_of_a_manifest_counts(saved: Path, tmp_path: Path) -> None:
+    content = (Path(step_folder(str(saved), 40)) / MANIFEST).read_bytes()
+    (tmp_path / MANIFEST).write_bytes(content)
+    assert Checkpoint(str(tmp_path)).sealed
+    for at in range(0, len(content), 7):
+        flipped = bytearray(content)
+        flipped[at] ^= 1
+        (tmp_path / MANIFEST).write_bytes(flipped)
+        with pytest.raises(CheckpointError, match=f"{tmp_path}/manifest.json: "):
+            Checkpoint(str(tmp_path))
+
+
+def test_one_changed_digit_is_found(run: Path) -> None:
+    path = Path(step_folder(str(run), 40)) / MANIFEST
+    text = path.read_text()
+    assert '"retina_degrees": 75.0' in text
+    path.write_text(text.replace('"retina_degrees": 75.0', '"retina_degrees": 15.0'))
+    with pytest.raises(CheckpointError, match=r"manifest.json: differs from its own checksum"):
+        Checkpoint(str(path.parent))
+
+
+def test_manifests_of_earlier_versions_are_read_with_a_word(run: Path) -> None:
+    folder = Path(step_folder(str(run), 40))
+    assert open_checkpoint(str(folder)).remark is None
+    old = json.loads((folder / MANIFEST).read_text())
+    del old["seal"]
+    (folder / MANIFEST).write_text(json.dumps(old, indent=1))
+    checkpoint = open_checkpoint(str(folder))
+    assert not checkpoint.sealed
+    assert "step-00000040: its manifest.json has no seal" in str(checkpoint.remark)
+    assert checkpoint.network("m1") is not None
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "a/b", "", "shared", "m1.optimizer"])
+def test_names_of_sessions_stay_inside(run: Path, name: str) -> None:
+    """A checkpoint from elsewhere, sealed by whoever made it up."""
+    folder = Path(step_folder(str(run), 40))
+    files = Checkpoint(str(folder)).manifest.files
+    moved = {f"sessions/{name}.safetensors": files["sessions/m1.safetensors"]}
+    (folder / MANIFEST).write_bytes(
+        changed(
+            folder,
+            units={name: 3},
+            files={SHARED + ".safetensors": files["shared.safetensors"]} | moved,
+        ).sealed()
+    )
+    with pytest.raises(CheckpointError, match=r"manifest.json: |checkpoint: session ") as caught:
+        Checkpoint(str(folder))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="session"):
+        part_file(name if name != SHARED else "x.optimizer")
+
+
+def test_files_are_those_of_its_sessions(run: Path) -> None:
+    folder = Path(step_folder(str(run), 40))
+    whole = changed(folder)
+    for name in ("../x", "sessions/m3.safetensors", "other"):
+        more = {**whole.files, name: whole.files["shared.safetensors"]}
+        write_manifest(str(folder), whole.model_copy(update={"files": more}))
+        with pytest.raises(CheckpointError, match=r"manifest.json: .*is no file of a checkpoint"):
+            Checkpoint(str(folder))
+    fewer = {k: v for k, v in whole.files.items() if k != "sessions/m2.safetensors"}
+    write_manifest(str(folder), whole.model_copy(update={"files": fewer}))
+    with pytest.raises(CheckpointError, match=r"no sessions/m2.safetensors in its manifest"):
+        open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"units": {"m1": 4, "m2": 5}}, r"sessions/m1.safetensors: does not fit .* readout\."),
+        ({"model": CONFIG.model_copy(update={"recurrent_hidden": 8})}, r"shared.safetensors: does"),
+        ({"model": CONFIG.model_copy(update={"eye_layers": 1})}, r"m1.safetensors: does not fit"),
+        ({"model": CONFIG.model_copy(update={"streams": CONFIG.streams + 1})}, "does not fit"),
+    ],
+)
+def test_weights_that_do_not_fit_the_manifest(
+    run: Path, values: dict[str, Any], message: str
+) -> None:
+    folder = Path(step_folder(str(run), 40))
+    write_manifest(str(folder), changed(folder, **values))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_checkpoint(str(folder)).network("m1")
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_hold_no_tensors(run: Path) -> None:
+    folder = Path(step_folder(str(run), 40))
+    files = Checkpoint(str(folder)).manifest.files
+    contents = {
+        "pickle": pickle.dumps({"a": 1}),
+        "other tensors": safetensors.torch.save({"x": torch.zeros(2)}),
+        "nothing": b"",
+        "integers": safetensors.torch.save(
+            {k: v.long() for k, v in Checkpoint(str(folder)).tensors(SHARED).items()}
+        ),
+    }
+    for what, content in contents.items():
+        storage.write_bytes(str(folder / "shared.safetensors"), content)
+        entry = StoredFile(bytes=len(content), sha256=storage.sha256(content))
+        write_manifest(str(folder), changed(folder, files={**files, "shared.safetensors": entry}))
+        with pytest.raises(CheckpointError, match=r"shared.safetensors: ") as caught:
+            open_checkpoint(str(folder)).shared()
+        assert "\n" not in str(caught.value), what
+
+
+def test_configuration_of_another_form(run: Path) -> None:
+    folder = Path(step_folder(str(run), 40))
+    for config in ({}, {"data": 5}, {"data": ["url"]}, {"data": {}}):
+        write_manifest(str(folder), changed(folder, config=config))
+        assert Checkpoint(str(folder)).setting("data", "url") is None
+    write_manifest(str(folder), changed(folder, config={"data": {"url": "x"}}))
+    assert Checkpoint(str(folder)).setting("data", "url") == "x"
+
+
+def test_optimizer_state_of_another_network() -> None:
+    part = build_session(CONFIG, 3, 0, "m1")
+    optimizer = make_optimizer(dict(part.named_parameters()), TrainingConfig())
+    state = optimizer_state(optimizer)
+    load_optimizer_state(optimizer, state)
+    first = next(iter(state))
+    for wrong in ({}, {**state, first: torch.zeros(99)}):
+        with pytest.raises(CheckpointError, match="optimizer's state: "):
+            load_optimizer_state(optimizer, wrong)
 
 
 def test_list_is_newest_first_and_ignores_other_names(run: Path) -> None:
