@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from fmcortex import storage
+from fmcortex import storage, yaml_text
 from fmcortex.errors import ConfigError
 
 #: The manifest, which lies beside the packages in a checkout.
@@ -64,12 +64,12 @@ def read_template(template: str | Path | None = None) -> list[dict[str, Any]]:
     """
     path = Path(template) if template else TEMPLATE
     try:
-        documents = list(yaml.safe_load_all(path.read_text()))
+        documents = yaml_text.load_all(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         hint = "" if template else "; run from a checkout, or pass --template"
         raise ConfigError(f"{path}: cannot read the manifest{hint}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML") from error
+        raise ConfigError(f"{path}: {yaml_text.problem(error)}") from error
     kinds = [one.get("kind") if isinstance(one, dict) else None for one in documents]
     if sorted(map(str, kinds)) != ["ConfigMap", "RayJob"]:
         raise ConfigError(f"{path}: expected a ConfigMap and a RayJob, found {kinds}")

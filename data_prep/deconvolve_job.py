@@ -41,6 +41,7 @@ def deconvolve_sessions(
     overwrite: bool = False,
     track: Callable[[int, int, str], None] | None = None,
     made: Callable[[Path], None] | None = None,
+    skip_unknown: bool = False,
 ) -> None:
     """Deconvolve the recordings at `source` that have fluorescence and no activity yet.
 
@@ -52,6 +53,8 @@ def deconvolve_sessions(
         overwrite: make activity again that was made with other settings.
         track: called with the neurons done, those known of so far, and what is being done.
         made: called with the folder of each session whose activity was made here, now or before.
+        skip_unknown: pass over folders beside the sessions that are of no known layout; otherwise
+            they are refused before anything is done.
 
     Raises:
         ConfigError: activity is there that was made with other settings.
@@ -59,7 +62,7 @@ def deconvolve_sessions(
         StorageError: a session's folder cannot be written.
     """
     settings = settings or DeconvolutionSettings()
-    folders = find_sessions(source, settings.sessions)
+    folders = find_sessions(source, settings.sessions, skip_unknown, progress)
     say = progress or (lambda line: None)
     count = _Count(track or (lambda done, total, what: None))
     note = made or (lambda folder: None)

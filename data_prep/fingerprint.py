@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from data_prep.readers.leftovers import is_leftover
 from fmcortex import storage
 from fmcortex.data.manifest import SourceFile, SourceList
 from fmcortex.errors import DataError
@@ -15,14 +16,14 @@ _ZARR_2 = (".zarray", ".zattrs", ".zgroup")
 
 
 def source_files(folder: Path) -> list[Path]:
-    """The files of a source folder, sorted; hidden ones are no part of it."""
+    """The files of a source folder, sorted, without hidden ones and what systems left there."""
     return [
         path
         for path in sorted(folder.rglob("*"))
         if path.is_file()
         and (
             path.name in _ZARR_2
-            or not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            or not any(is_leftover(part) for part in path.relative_to(folder).parts)
         )
     ]
 

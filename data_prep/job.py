@@ -32,6 +32,7 @@ def prepare(
     progress: Callable[[str], None] | None = None,
     overwrite: bool = False,
     track: Callable[[int, int, str], None] | None = None,
+    skip_unknown: bool = False,
 ) -> DatasetManifest:
     """Prepare the recordings at `source` as a dataset at `to`, or what is missing there.
 
@@ -44,6 +45,8 @@ def prepare(
         overwrite: prepare sessions again that are at the target with other settings; of these,
             shards that do not depend on what changed are kept.
         track: called with the sessions done, all sessions, and what is being done.
+        skip_unknown: pass over folders beside the sessions that are of no known layout; otherwise
+            they are refused before anything is done.
 
     Returns:
         The dataset's manifest.
@@ -57,7 +60,7 @@ def prepare(
     """
     settings = settings or PrepSettings()
     to = storage.absolute(to)
-    folders = find_sessions(source, settings.sessions)
+    folders = find_sessions(source, settings.sessions, skip_unknown, progress)
     if workers and to.startswith("memory:"):
         raise ConfigError(f"{to}: Ray workers cannot write to this process's memory; use workers=0")
     _check_writable(to)

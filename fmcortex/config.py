@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fmcortex import yaml_text
 from fmcortex.errors import ConfigError
 from fmcortex.model.sizes import ModelConfig, preset
 
@@ -35,7 +38,9 @@ class DataConfig(Section):
         20.0, ge=0, description="disk of a machine for what is read of a remote dataset"
     )
     cache_folder: str | None = Field(
-        None, description="where that is; null for $FMCORTEX_CACHE, or a folder of the user"
+        None,
+        min_length=1,
+        description="where that is; null for $FMCORTEX_CACHE, or a folder of the user",
     )
     cache_unpacked: bool | None = Field(
         None,
@@ -151,8 +156,8 @@ class TrackingConfig(Section):
     """Where runs are recorded."""
 
     uri: str = Field("", description="MLflow tracking URI; empty: SQLite in the output folder")
-    experiment: str = "fmcortex"
-    run_name: str | None = None
+    experiment: str = Field("fmcortex", min_length=1, description="of MLflow")
+    run_name: str | None = Field(None, min_length=1, description="in MLflow; null: made up")
     validate_every: int = Field(1, ge=0, description="epochs between validations; 0 for never")
     system_seconds: float = Field(
         10, ge=0, description="between samples of the machines' load; 0 for none"
@@ -196,14 +201,17 @@ class RunConfig(Section):
 
 
 def with_overrides(
-    values: dict[str, Any], overrides: list[str], loader: type = yaml.SafeLoader
+    values: dict[str, Any], overrides: Sequence[str], kind: Any = Any, flag: str = "--set"
 ) -> dict[str, Any]:
-    """`values` with `a.b=c` overrides applied; the right side is read as YAML.
+    """`values` with `a.b=c` overrides applied.
+
+    The right side is text where the field is text, to the last character, and YAML elsewhere.
 
     Args:
         values: nested settings.
         overrides: of the form `a.b=c`.
-        loader: of the YAML; `yaml.BaseLoader` leaves 2:00:00 and 0 as text.
+        kind: the model that the settings are of.
+        flag: the option that they were given with, for messages.
 
     Raises:
         ConfigError: an override is not of the form `a.b=c`.
@@ -212,38 +220,58 @@ def with_overrides(
         path, equals, text = override.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
-            raise ConfigError(f"--set {override}: expected the form a.b=c")
+            raise ConfigError(f"{flag} {override}: expected the form a.b=c")
         try:
-            value = yaml.load(text, Loader=loader)
+            value = yaml_text.value_of(text, reduce(yaml_text.part, keys, kind))
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override}: the value is not valid YAML") from error
-        node = values = dict(values)
-        for key in keys[:-1]:
-            inner = node.get(key)
-            if inner is not None and not isinstance(inner, dict):
-                raise ConfigError(f"--set {override}: {key} is not a section")
-            node[key] = dict(inner or {})
-            node = node[key]
-        node[keys[-1]] = value
+            raise ConfigError(f"{flag} {override}: {yaml_text.problem(error)}") from error
+        values = with_value(values, keys, value, f"{flag} {override}")
     return values
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+def with_value(
+    values: dict[str, Any], keys: Sequence[str], value: Any, where: str
+) -> dict[str, Any]:
+    """`values` with one of them set.
+
+    Args:
+        values: nested settings.
+        keys: the way to it.
+        value: as it is.
+        where: it comes from, for messages.
 
     Raises:
-        ConfigError: the file cannot be read, or is not a mapping.
+        ConfigError: the way leads through something that is no section.
+    """
+    node = values = dict(values)
+    for key in keys[:-1]:
+        inner = node.get(key)
+        if inner is not None and not isinstance(inner, dict):
+            raise ConfigError(f"{where}: {key} is not a section")
+        node[key] = dict(inner or {})
+        node = node[key]
+    node[keys[-1]] = value
+    return values
+
+
+def read_yaml(path: str | Path, kind: Any = Any) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Args:
+        path: of the file.
+        kind: the model that its settings are of.
+
+    Raises:
+        ConfigError: the file cannot be read, is not a mapping, or gives a key twice.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml_text.load(Path(path).read_text(encoding="utf-8"), kind)
     except OSError as error:
         raise ConfigError(f"{path}: cannot read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file") from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}: not valid YAML{line}") from error
+        raise ConfigError(f"{path}: {yaml_text.problem(error)}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -281,16 +309,23 @@ def _known(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:
     return f" (known: {', '.join(kind.model_fields)})"
 
 
-def load_config(path: str | Path | None, overrides: list[str] | None = None) -> RunConfig:
+def load_config(
+    path: str | Path | None,
+    overrides: Sequence[str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> RunConfig:
     """The configuration in a YAML file (or the defaults), with overrides applied.
 
     Args:
         path: of the file; None for the defaults.
         overrides: of the form `a.b=c`.
+        options: values of single keys, `a.b`, taken as they are; they win over the overrides.
 
     Raises:
         ConfigError: an unreadable file, an unknown key or a bad value, named.
     """
-    values = {} if path is None else read_yaml(path)
-    values = with_overrides(values, overrides or [])
+    values = {} if path is None else read_yaml(path, RunConfig)
+    values = with_overrides(values, overrides or [], RunConfig)
+    for key, value in (options or {}).items():
+        values = with_value(values, key.split("."), value, key)
     return validated(RunConfig, values, str(path or "configuration"))

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from fmcortex.cli import cli
+from fmcortex.config import RunConfig
 
 FMCORTEX = str(Path(sys.executable).parent / "fmcortex")
 
@@ -168,3 +170,20 @@ def test_bad_configurations(prepared: str, tmp_path: Path) -> None:
     one_line(fmcortex("evaluate", str(tmp_path), "--data", prepared), "no checkpoint here")
     one_line(fmcortex("sweep", str(tmp_path / "none.yaml")), "none.yaml")
     assert fmcortex("pretrain", "--no-such-flag").returncode == 2
+
+
+def test_names_on_the_command_line_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What --output, --session and the like say reaches the configuration to the last character."""
+    from fmcortex.commands import training
+
+    seen: list[RunConfig] = []
+    monkeypatch.setattr(training, "_train_single", lambda kind, config, start: seen.append(config))
+    monkeypatch.setattr(training, "open_source", lambda source, config: None)
+    for name in ("runs/first #2", "2026-11-28", "20240115", "no", "null", "[x", " a", "a: b"):
+        words = ["--output", name, "--session", name, "--minutes", "1e-1"]
+        for line in (["individual"], ["transfer", "--from", "x"]):
+            out = CliRunner().invoke(cli, [*line, *words])
+            assert out.exit_code == 0, out.exception
+            config = seen.pop()
+            assert (config.output, config.data.sessions) == (name, [name])
+            assert config.data.minutes == 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,13 +33,25 @@ def behaviour_margin(settings: PrepSettings) -> Margin:
 
 
 class Clock:
-    """The sample times of a signal on the stimulus's clock, seconds [n]."""
+    """The sample times of a signal on the stimulus's clock.
+
+    A sample whose time is NaN is left out, as if it had not been recorded: clocks of rigs that are
+    interpolated from another begin and end with some. Samples are counted without them.
+
+    Attributes:
+        source: of the signal, for messages.
+        times: seconds [n].
+        stored: the same as the source has them, without the offset.
+        samples: how many the source has, with those left out.
+        interval: median seconds between two samples.
+    """
 
     def __init__(self, times: np.ndarray, source: str, offset: float = 0.0) -> None:
         """Check the times, and add `offset` to them.
 
         Raises:
-            DataError: naming `source`: they are not two or more finite numbers that increase.
+            DataError: naming `source`: they are not numbers of which two or more are finite and
+                most are there, or they do not increase.
         """
         if times.ndim != 1 or times.dtype.kind not in "fiu":
             raise DataError(
@@ -47,19 +60,29 @@ class Clock:
         if len(times) < 2:
             raise DataError(f"{source}: {len(times)} samples; two at least are needed")
         times = np.asarray(times, np.float64)
-        finite = np.isfinite(times)
-        if not finite.all():
+        infinite = np.isinf(times)
+        if infinite.any():
+            at = int(np.argmax(infinite))
+            raise DataError(f"{source}: time of sample {at} is {times[at]}")
+        self.samples = len(times)
+        there = ~np.isnan(times)
+        if there.sum() < max(2, len(times) / 2):
             raise DataError(
-                f"{source}: time of sample {np.argmin(finite)} is {times[np.argmin(finite)]}"
+                f"{source}: {int((~there).sum())} of {len(times)} samples have no time (NaN); only"
+                " a few may be left out"
             )
+        self._kept = None if there.all() else np.flatnonzero(there)
+        times = times[there]
         steps = np.diff(times)
         if not np.all(steps > 0):
             at = int(np.argmax(steps <= 0)) + 1
+            place = at if self._kept is None else int(self._kept[at])
             raise DataError(
-                f"{source}: times do not increase at sample {at}: {times[at - 1]:.6g} s,"
+                f"{source}: times do not increase at sample {place}: {times[at - 1]:.6g} s,"
                 f" then {times[at]:.6g} s"
             )
         self.source = source
+        self.stored = times
         self.times = times + offset
         self.interval = float(np.median(steps))
 
@@ -70,6 +93,22 @@ class Clock:
         count = len(self.times)
         first = min(max(first, 0), count - 2)
         return slice(first, max(min(last, count), first + 2))
+
+    def rows(self, read: Callable[[slice], np.ndarray], part: slice) -> np.ndarray:
+        """The values of the samples of `part`.
+
+        Args:
+            read: gives the values of a slice of the source's samples, those left out among them.
+            part: of the samples with a time, not empty.
+        """
+        if self._kept is None:
+            return read(part)
+        places = self._kept[part]
+        return read(slice(int(places[0]), int(places[-1]) + 1))[places - places[0]]
+
+    def timed(self, values: np.ndarray) -> np.ndarray:
+        """Of the values of all the source's samples, those of samples with a time."""
+        return values if self._kept is None else values[self._kept]
 
     def check_meets(self, start: float, stop: float, trial: str) -> None:
         """Refuse a trial from `start` to `stop` of which the signal covers nothing.

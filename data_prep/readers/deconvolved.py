@@ -150,7 +150,7 @@ class DeconvolvedSeries:
             folder: of the activity.
             name: of the field.
             field: what was made, None if nothing was made of this field.
-            times: of the fluorescence, as stored.
+            times: of the fluorescence, as stored, of its samples that have one.
             offset: added to the times.
 
         Raises:

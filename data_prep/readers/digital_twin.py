@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.readers import npy
+from data_prep.readers.leftovers import entries
 from data_prep.readers.protocol import RawTrial, SessionInfo, Signal, TrialRef, animal_of
 from fmcortex.errors import DataError
 
@@ -93,7 +94,7 @@ class DigitalTwinReader:
         for kind in _KINDS:
             if not (root / kind).is_dir():
                 raise DataError(f"{self._folder}: no column evaluation/{kind}")
-        videos = {path.name for kind in _KINDS for path in (root / kind).iterdir() if path.is_dir()}
+        videos = {path.name for kind in _KINDS for path in entries(root / kind) if path.is_dir()}
         refs = []
         for video in sorted(videos):
             validation = video.startswith(_VALIDATION)
@@ -152,7 +153,7 @@ class DigitalTwinReader:
     def neurons(self) -> dict[str, np.ndarray]:
         """The arrays of the folder neurons; see `Reader.neurons`."""
         table: dict[str, np.ndarray] = {"unit_id": np.arange(self.info.neurons)}
-        for path in sorted((self._folder / "neurons").glob("*.npy")):
+        for path in entries(self._folder / "neurons", "*.npy"):
             name = "unit_id" if path.stem == "unit_ids" else path.stem
             table.update(npy.neuron_columns(path, name, self.info.neurons))
         return table

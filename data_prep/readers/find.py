@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.readers.digital_twin import DigitalTwinReader
+from data_prep.readers.leftovers import entries
 from data_prep.readers.nwb import NwbReader
 from data_prep.readers.protocol import Reader
 from data_prep.readers.sensorium2022 import Sensorium2022Reader
@@ -40,7 +41,7 @@ def _has(folder: Path, mark: str) -> bool:
     """Whether `folder` holds a folder `<name>/`, or a file of a name or pattern."""
     if mark.endswith("/"):
         return (folder / mark).is_dir()
-    return any(path.is_file() for path in folder.glob(mark))
+    return any(path.is_file() for path in entries(folder, mark))
 
 
 def open_reader(folder: Path, settings: PrepSettings | None = None) -> Reader:
@@ -57,21 +58,27 @@ def open_reader(folder: Path, settings: PrepSettings | None = None) -> Reader:
     settings = settings or PrepSettings()
     found = layout_of(folder) if settings.layout == "auto" else settings.layout
     if found is None:
-        marks = "; ".join(f"{name} has {' or '.join(m)}" for name, (_, m) in _LAYOUTS.items())
-        raise DataError(f"{folder}: no session of a known layout ({marks})")
+        raise DataError(f"{folder}: no session of a known layout ({_marks()})")
     return _LAYOUTS[found][0](folder, settings)
 
 
-def find_sessions(source: str, names: list[str] | None = None) -> list[Path]:
+def find_sessions(
+    source: str,
+    names: list[str] | None = None,
+    skip_unknown: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> list[Path]:
     """The session folders of `source`, sorted by name.
 
     Args:
         source: a folder of session folders, or one session's folder.
         names: the sessions to take; all folders if None.
+        skip_unknown: whether to pass over folders that are no session of a known layout.
+        say: is told a line of each folder that is passed over.
 
     Raises:
-        DataError: there is no such folder, no session in it, not one of those named, or a name
-            that cannot be a folder of the prepared dataset.
+        DataError: there is no such folder, no session in it, not one of those named, a folder of
+            no known layout, or a name that cannot be a folder of the prepared dataset.
     """
     root = Path(source).absolute()
     if not root.is_dir():
@@ -79,16 +86,37 @@ def find_sessions(source: str, names: list[str] | None = None) -> list[Path]:
     if layout_of(root) is not None:
         folders = {root.name: root}
     else:
-        folders = {
-            path.name: path
-            for path in root.iterdir()
-            if path.is_dir() and not path.name.startswith(".")
-        }
+        folders = {path.name: path for path in entries(root) if path.is_dir()}
     if not folders:
         raise DataError(f"{source}: no session folders in it")
     for name in names or []:
         if name not in folders:
             raise DataError(f"{source}: no session {name!r}; it has {', '.join(sorted(folders))}")
-    for name in names or folders:
+    taken = sorted(set(names or folders))
+    unknown = [name for name in taken if layout_of(folders[name]) is None]
+    if unknown and not (skip_unknown and names is None and len(unknown) < len(taken)):
+        raise DataError(_no_sessions(root, unknown, len(taken)))
+    for name in unknown:
+        if say is not None:
+            say(f"{name}: skipped: no session of a known layout")
+    taken = [name for name in taken if name not in unknown]
+    for name in taken:
         check_session(name, f"{source}: session")
-    return [folders[name] for name in sorted(set(names or folders))]
+    return [folders[name] for name in taken]
+
+
+def _no_sessions(root: Path, unknown: list[str], folders: int) -> str:
+    """What to say of folders of no known layout, before anything is done."""
+    if len(unknown) == folders:
+        return f"{root / unknown[0]}: no session of a known layout ({_marks()})"
+    more = f" and {', '.join(unknown[1:4])}" if len(unknown) > 1 else ""
+    more += f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
+    return (
+        f"{root / unknown[0]}{more}: no session of a known layout ({_marks()}); move it elsewhere,"
+        " or pass over such folders with --skip-unknown"
+    )
+
+
+def _marks() -> str:
+    """What each layout is told by."""
+    return "; ".join(f"{name} has {' or '.join(m)}" for name, (_, m) in _LAYOUTS.items())

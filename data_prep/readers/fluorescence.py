@@ -16,10 +16,12 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 
 from data_prep.fingerprint import file_sha256
+from data_prep.fingerprint import source_files as folder_files
 from data_prep.readers import nwb_file
 from data_prep.readers.clock import Clock
 from data_prep.readers.deconvolved import DECONVOLVED, RECORD, SourceRecord
 from data_prep.readers.find import layout_of
+from data_prep.readers.nwb_file import Series
 from data_prep.readers.nwb_rois import read_fields
 from data_prep.readers.nwb_schema import NWB_JSON, nwb_source, read_nwb_json
 from data_prep.readers.signal_files import SignalFile, signal_paths
@@ -37,7 +39,7 @@ class Traces:
         name: the folder of its activity, "." where there is one field only.
         source: where it comes from, for messages.
         origin: where it comes from, below the session's folder.
-        times: seconds [n], as stored.
+        times: seconds [n], as stored, of the samples that have one.
         columns: those of its data that are neurons, increasing ints [k].
         read: gives some columns of its data, as float64 [n, m].
     """
@@ -100,9 +102,7 @@ def _of_nwb(folder: Path) -> Fluorescence | str:
     for field in fields:
         series = field.series
         origin = f"{_public(source, folder)}: {series.path}"
-        traces.append(
-            Traces(field.name, series.source, origin, series.times, field.columns, series.traces)
-        )
+        traces.append(_traces(field.name, origin, series, series.clock, field.columns))
     return Fluorescence(folder / DECONVOLVED, [source], traces, file.close)
 
 
@@ -118,12 +118,22 @@ def _of_signals(folder: Path) -> Fluorescence | str:
     file = SignalFile(signals, FLUORESCENCE)
     if file.columns == 0:
         raise DataError(f"{file.source}: no neurons: values have no columns")
-    times = Clock(file.times, file.source).times
-    files = [path for path in signal_paths(signals, FLUORESCENCE)[0].rglob("*") if path.is_file()]
-    sources = [str(path) for path in sorted(files)] or [file.source]
+    clock = Clock(file.times, file.source)
+    path = signal_paths(signals, FLUORESCENCE)[0]
+    files = [path] if path.is_file() else folder_files(path)
+    sources = [str(path) for path in files]
     origin, columns = _public(file.source, folder), np.arange(file.columns)
-    traces = Traces(".", file.source, origin, times, columns, file.traces)
+    traces = _traces(".", origin, file, clock, columns)
     return Fluorescence(signals / RESPONSES, sources, [traces])
+
+
+def _traces(
+    name: str, origin: str, series: Series | SignalFile, clock: Clock, columns: np.ndarray
+) -> Traces:
+    def read(some: slice) -> np.ndarray:
+        return clock.timed(series.traces(some))
+
+    return Traces(name, series.source, origin, clock.stored, columns, read)
 
 
 def source_files(fluorescence: Fluorescence, folder: Path) -> dict[str, SourceRecord]:

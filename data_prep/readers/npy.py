@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.readers.leftovers import entries
 from fmcortex.errors import DataError
 
 #: Readers of the headers of the versions of .npy files.
@@ -95,7 +96,7 @@ def load_numbers(path: Path, ndim: int) -> np.ndarray:
 
 def stems(folder: Path) -> set[str]:
     """Names, without suffix, of the .npy files in `folder`; empty if there is no such folder."""
-    return {path.stem for path in folder.glob("*.npy")} if folder.is_dir() else set()
+    return {path.stem for path in entries(folder, "*.npy")} if folder.is_dir() else set()
 
 
 def in_order(names: set[str]) -> list[str]:

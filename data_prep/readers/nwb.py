@@ -259,7 +259,7 @@ class NwbReader:
         ]
         return RawTrial(
             ref=ref,
-            stimulus=self._frames.rows(part),
+            stimulus=self._frames.clock.rows(self._frames.rows, part),
             stimulus_source=self._frames.source,
             responses=tuple(responses),
             perspectives=(behaviour[0],),
@@ -277,7 +277,7 @@ def _signal(
 ) -> Signal:
     clock: Clock = series.clock
     part = clock.part(start, stop, margin)
-    return Signal(series.rows(part), series.source, clock.times[part] - start)
+    return Signal(clock.rows(series.rows, part), series.source, clock.times[part] - start)
 
 
 def _video(condition: str) -> str:

@@ -188,9 +188,9 @@ class Frames:
                 f"{self.source}: {dtype} {list(shape)}, not uint8 [frame, height, width]"
             )
         self.clock = Clock(times_of(group, shape[0], source), source)
-        if len(self.clock.times) != shape[0]:
+        if self.clock.samples != shape[0]:
             raise DataError(
-                f"{self.source}: unequal lengths: {shape[0]} frames, {len(self.clock.times)} times"
+                f"{self.source}: unequal lengths: {shape[0]} frames, {self.clock.samples} times"
                 f" of {source}"
             )
 

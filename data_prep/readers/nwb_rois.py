@@ -157,7 +157,7 @@ def deconvolved(fields: list[Field], folder: Path) -> list[Responses]:
     result = []
     for field in fields:
         raw, made = field.series, record.fields.get(field.name)
-        series = DeconvolvedSeries(folder, field.name, made, raw.times, raw.offset)
+        series = DeconvolvedSeries(folder, field.name, made, raw.clock.stored, raw.offset)
         result.append(Responses(series, series.place(field.columns)))
     return result
 

@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from data_prep.readers.leftovers import entries
 from data_prep.readers.signals_schema import read_json
 from fmcortex.errors import DataError
 
@@ -110,7 +111,7 @@ def nwb_source(folder: Path, session: NwbSession) -> str:
     """
     if session.url:
         return session.url
-    found = sorted(folder.glob("*.nwb"))
+    found = entries(folder, "*.nwb")
     if len(found) != 1:
         raise DataError(
             f"{folder}: {len(found)} .nwb files; a session is a folder of one, or of an"

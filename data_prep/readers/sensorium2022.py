@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.readers import npy
+from data_prep.readers.leftovers import entries
 from data_prep.readers.protocol import RawTrial, SessionInfo, Signal, TrialRef, animal_of
 from data_prep.readers.sensorium2023 import tier_of
 from data_prep.settings import PrepSettings
@@ -127,7 +128,7 @@ class Sensorium2022Reader:
     def neurons(self) -> dict[str, np.ndarray]:
         """The arrays of meta/neurons; see `Reader.neurons`."""
         table: dict[str, np.ndarray] = {}
-        for path in sorted((self._folder / "meta" / "neurons").glob("*.npy")):
+        for path in entries(self._folder / "meta" / "neurons", "*.npy"):
             name = "unit_id" if path.stem == "unit_ids" else path.stem
             table.update(npy.neuron_columns(path, name, self.info.neurons))
         return table

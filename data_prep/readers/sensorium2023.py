@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.readers import npy
+from data_prep.readers.leftovers import entries
 from data_prep.readers.protocol import RawTrial, SessionInfo, Signal, TrialRef, animal_of
 from fmcortex.data.manifest import DOMAINS, Tier
 from fmcortex.errors import DataError
@@ -153,7 +154,7 @@ class Sensorium2023Reader:
     def neurons(self) -> dict[str, np.ndarray]:
         """The arrays of meta/neurons; see `Reader.neurons`."""
         table: dict[str, np.ndarray] = {}
-        for path in sorted((self._folder / "meta" / "neurons").glob("*.npy")):
+        for path in entries(self._folder / "meta" / "neurons", "*.npy"):
             name = "unit_id" if path.stem == "unit_ids" else path.stem
             table.update(npy.neuron_columns(path, name, self.info.neurons))
         return table

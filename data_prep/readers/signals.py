@@ -15,7 +15,8 @@ sample in seconds; a trial says when its video was shown::
 
 A signal is `<name>.npz` (not compressed), a zarr group `<name>.zarr`, or a folder `<name>/` of
 `values.npy` and `times.npy`; only the part that a trial needs is read. NaN is a missing sample:
-in behaviour a gap, in responses an error. So are samples that lack from the times.
+in behaviour a gap, in responses an error. A sample whose time is NaN is left out, and samples that
+lack from the times are a gap: in behaviour, and in responses, whose trials there are left out.
 
 `tier` is train, validation, test, or none for a trial that is not used; `domain` one of the
 prepared dataset's or unknown. `start` is the time of the first frame, in seconds; it is there if
@@ -231,7 +232,7 @@ class SignalsReader:
     def _signal(self, name: str, start: float, stop: float, margin: Margin) -> Signal:
         clock, signal = self._clocks[name], self._signals[name]
         part = clock.part(start, stop, margin)
-        return Signal(signal.rows(part), signal.source, clock.times[part] - start)
+        return Signal(clock.rows(signal.rows, part), signal.source, clock.times[part] - start)
 
     def _channels(self, channels: list[str], start: float, stop: float) -> tuple[Signal, ...]:
         """The channels in their order, as one signal for each run of those of one clock."""

@@ -107,17 +107,16 @@ def read_config(
 ) -> RunConfig:
     """The configuration of a run from a command's options; None leaves a value as it is.
 
+    What an option of its own says, such as --output, is taken as it is: it is never YAML.
+
     Raises:
         ConfigError: as `load_config`, or the run would be in memory only.
     """
     from fmcortex.config import load_config
 
-    more = [
-        f"{key.replace('__', '.')}={value}" for key, value in values.items() if value is not None
-    ]
-    if output is not None:
-        more.append(f"output={output}")
-    config = load_config(path, [*overrides, *more])
+    options = {"output": output} | {key.replace("__", "."): one for key, one in values.items()}
+    given = {key: value for key, value in options.items() if value is not None}
+    config = load_config(path, overrides, given)
     for key, url in (("output", config.output), ("data.url", config.data.url)):
         if url.startswith(MEMORY):
             raise ConfigError(f"{key}: {url} is gone when the command ends; name a folder")

@@ -49,7 +49,9 @@ def simulate_command(
     from data_prep.simulator.simulate import simulate
     from fmcortex.config import validated, with_overrides
 
-    settings = validated(SimulationSettings, with_overrides(values, list(overrides)), "simulate")
+    settings = validated(
+        SimulationSettings, with_overrides(values, overrides, SimulationSettings), "simulate"
+    )
     simulate(settings, folder, click.echo, sessions=list(only) or None, workers=workers)
 
 
@@ -85,6 +87,7 @@ def decode_command(video: str, to: str, height: int | None, width: int | None) -
 @click.argument("source")
 @click.option("--workers", default=0, help="Ray tasks at a time; 0: no Ray.")
 @click.option("--overwrite", is_flag=True, help="Redo what was made with other settings.")
+@click.option("--skip-unknown", is_flag=True, help="Pass over folders of no known layout.")
 @click.option("--figures", metavar="FOLDER", help="Draw some neurons of every session.")
 @click.option(
     "--set",
@@ -94,7 +97,12 @@ def decode_command(video: str, to: str, height: int | None, width: int | None) -
     help="A setting, such as decay_seconds=0.7; may be repeated.",
 )
 def deconvolve_command(
-    source: str, workers: int, overwrite: bool, figures: str | None, overrides: tuple[str, ...]
+    source: str,
+    workers: int,
+    overwrite: bool,
+    skip_unknown: bool,
+    figures: str | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Make activity of raw fluorescence, as the nwb and signals layouts have it.
 
@@ -110,7 +118,7 @@ def deconvolve_command(
     from fmcortex.config import validated, with_overrides
     from fmcortex.progress import Progress
 
-    values = with_overrides({}, list(overrides))
+    values = with_overrides({}, overrides, DeconvolutionSettings)
     settings = validated(DeconvolutionSettings, values, "deconvolve")
     with Progress("deconvolve", 0, "neuron", every=5.0, stream=sys.stdout) as bar:
 
@@ -124,7 +132,9 @@ def deconvolve_command(
                 draw_deconvolution(folder, to)
                 bar.say(to)
 
-        deconvolve_sessions(source, settings, workers, bar.say, overwrite, track, draw)
+        deconvolve_sessions(
+            source, settings, workers, bar.say, overwrite, track, draw, skip_unknown
+        )
 
 
 @command("prep", "fmcortex prep recordings --to prepared --workers 2")
@@ -132,6 +142,7 @@ def deconvolve_command(
 @click.option("--to", required=True, metavar="URL", help="Where the dataset goes (any fsspec URL).")
 @click.option("--workers", default=0, help="Ray tasks at a time; 0: no Ray.")
 @click.option("--overwrite", is_flag=True, help="Redo sessions made with other settings.")
+@click.option("--skip-unknown", is_flag=True, help="Pass over folders of no known layout.")
 @click.option(
     "--set",
     "overrides",
@@ -140,7 +151,12 @@ def deconvolve_command(
     help="A setting of the preparation, such as height=36; may be repeated.",
 )
 def prep_command(
-    source: str, to: str, workers: int, overwrite: bool, overrides: tuple[str, ...]
+    source: str,
+    to: str,
+    workers: int,
+    overwrite: bool,
+    skip_unknown: bool,
+    overrides: tuple[str, ...],
 ) -> None:
     """Turn recordings into a prepared dataset of shards.
 
@@ -153,14 +169,14 @@ def prep_command(
     from fmcortex.config import validated, with_overrides
     from fmcortex.progress import Progress
 
-    settings = validated(PrepSettings, with_overrides({}, list(overrides)), "prep")
+    settings = validated(PrepSettings, with_overrides({}, overrides, PrepSettings), "prep")
     with Progress("prep", 0, "session", every=5.0, stream=sys.stdout) as bar:
 
         def track(done: int, total: int, what: str) -> None:
             bar.total = total
             bar.update(done, what)
 
-        manifest = prepare(source, to, settings, workers, bar.say, overwrite, track)
+        manifest = prepare(source, to, settings, workers, bar.say, overwrite, track, skip_unknown)
     neurons = sum(entry.neurons for entry in manifest.sessions)
     click.echo(
         f"{to}: {len(manifest.sessions)} sessions, {neurons} neurons, {manifest.movies} movies"

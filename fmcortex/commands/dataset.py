@@ -169,7 +169,7 @@ def plan_command(
     from data_prep.sizing import read_table, sizes_of
     from fmcortex.config import validated, with_overrides
 
-    values = with_overrides({"height": 144, "width": 256}, list(overrides))
+    values = with_overrides({"height": 144, "width": 256}, overrides, PrepSettings)
     settings = validated(PrepSettings, values, "data plan")
     sizes = sizes_of(read_table(table), settings, trial_seconds=trial_seconds, shared_movies=shared)
     if as_json:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import click
-import yaml
 
 from fmcortex.commands.base import CONTEXT, cli, command, read_config, run_options
 
@@ -57,7 +56,7 @@ def slurm_command(
     from fmcortex.config import validated, with_overrides
 
     values: dict[str, Any] = {"nodes": nodes, "gpus_per_node": gpus_per_node}
-    job = validated(SlurmJob, with_overrides(values, list(settings), yaml.BaseLoader), "--job")
+    job = validated(SlurmJob, with_overrides(values, settings, SlurmJob, "--job"), "--job")
     if dry_run:
         click.echo(render(job, list(arguments)), nl=False)
         return
@@ -88,7 +87,8 @@ def k8s_command(
 
     config = read_config(path, output, overrides).model_dump(mode="json")
     values: dict[str, Any] = {"nodes": nodes, "gpus_per_node": gpus_per_node}
-    job = validated(KubernetesJob, with_overrides(values, list(settings), yaml.BaseLoader), "--job")
+    values = with_overrides(values, settings, KubernetesJob, "--job")
+    job = validated(KubernetesJob, values, "--job")
     if dry_run:
         click.echo(to_yaml(render(job, config)), nl=False)
         return

@@ -41,8 +41,9 @@ def pretrain_command(
     """
     from cluster.pretrain import pretrain
 
+    stage = None if zero_stage is None else int(zero_stage)
     config = read_config(
-        path, output, overrides, cluster__workers=workers, cluster__zero_stage=zero_stage
+        path, output, overrides, cluster__workers=workers, cluster__zero_stage=stage
     )
     result = pretrain(config)
     click.echo(f"checkpoint {result.checkpoint}")
@@ -65,8 +66,8 @@ def _train_single(kind: Any, config: RunConfig, start: Any) -> None:
     click.echo(f"{config.training.steps} steps, {result.seconds:.0f} s")
 
 
-def _one_session(session: str | None) -> str | None:
-    return None if session is None else f"[{session}]"
+def _one_session(session: str | None) -> list[str] | None:
+    return None if session is None else [session]
 
 
 @command(

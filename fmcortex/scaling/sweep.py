@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -31,6 +31,7 @@ from fmcortex.errors import ConfigError
 from fmcortex.evaluation.evaluate import NATURAL
 from fmcortex.scaling.power_law import Form
 from fmcortex.scaling.results import Axis
+from fmcortex.yaml_text import SettingsOf
 
 
 class MetricConfig(Section):
@@ -61,7 +62,7 @@ class TransferConfig(Section):
 class SweepConfig(Section):
     """A sweep."""
 
-    base: dict[str, Any] = Field(
+    base: Annotated[dict[str, Any], SettingsOf(RunConfig)] = Field(
         default_factory=dict, description="a run's configuration, or the path of its file"
     )
     mice: list[int] = Field(min_length=1)
@@ -72,7 +73,9 @@ class SweepConfig(Section):
     axis: Axis = Field("neuron_hours", description="the amount of data that the law is in")
     law: Form | Literal["auto"] = "auto"
     order_seed: int = Field(0, ge=0, description="of the order in which mice are added")
-    output: str = Field("runs/sweep", description="folder of the sweep, any fsspec URL")
+    output: str = Field(
+        "runs/sweep", min_length=1, description="folder of the sweep, any fsspec URL"
+    )
 
     @model_validator(mode="after")
     def _grid(self) -> Self:
@@ -106,10 +109,10 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     Raises:
         ConfigError: an unreadable file, an unknown key or a bad value, named.
     """
-    values = read_yaml(path)
+    values = read_yaml(path, SweepConfig)
     if isinstance(values.get("base"), str):
-        values = {**values, "base": read_yaml(Path(path).parent / values["base"])}
-    config = validated(SweepConfig, with_overrides(values, list(overrides)), str(path))
+        values = {**values, "base": read_yaml(Path(path).parent / values["base"], RunConfig)}
+    config = validated(SweepConfig, with_overrides(values, overrides, SweepConfig), str(path))
     _ = config.run  # a bad base should be heard of now
     return config
 

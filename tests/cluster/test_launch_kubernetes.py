@@ -216,7 +216,7 @@ def test_the_printed_yaml_is_the_manifest() -> None:
         (["data.url=/data/mice"], KubernetesJob(), r"^data.url: /data/mice is a local folder"),
         (["data.url=/data/mice"], FULL, r"a folder below /mnt/fmcortex"),
         (["data.url=/mnt/fmcortex/../x"], FULL, r"^data.url"),
-        (['tracking.uri=""'], KubernetesJob(), r"^tracking.uri: name an MLflow server"),
+        (["tracking.uri="], KubernetesJob(), r"^tracking.uri: name an MLflow server"),
     ],
 )
 def test_what_could_only_fail_in_the_pods_is_refused(

@@ -91,9 +91,13 @@ BAD = {
         put("acquisition/treadmill_velocity/timestamps", 9, 0.0),
         r"treadmill_velocity: times do not increase at sample 9",
     ),
-    "NaN time": (
-        put(f"{FLUORESCENCE}/RoiResponseSeries2/timestamps", 9, np.nan),
-        r"RoiResponseSeries2: time of sample 9 is nan",
+    "infinite time": (
+        put(f"{FLUORESCENCE}/RoiResponseSeries2/timestamps", 9, np.inf),
+        r"RoiResponseSeries2: time of sample 9 is inf",
+    ),
+    "mostly no times": (
+        put(f"{FLUORESCENCE}/RoiResponseSeries2/timestamps", slice(9, 150), np.nan),
+        r"RoiResponseSeries2: 141 of 176 samples have no time \(NaN\); only a few",
     ),
     "axes in another order": (
         rewritten(f"{FLUORESCENCE}/RoiResponseSeries1/data", np.transpose),

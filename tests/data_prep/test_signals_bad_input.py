@@ -80,9 +80,17 @@ BAD = {
         lambda s: signal(s, "responses", lambda v, t: (v, put(t, 30, t[29]))),
         r"responses\.npz: times do not increase at sample 30",
     ),
-    "NaN time": (
-        lambda s: signal(s, "treadmill", lambda v, t: (v, put(t, 7, np.nan))),
-        r"treadmill\.npz: time of sample 7 is nan",
+    "infinite time": (
+        lambda s: signal(s, "treadmill", lambda v, t: (v, put(t, -1, np.inf))),
+        r"treadmill\.npz: time of sample \d+ is inf",
+    ),
+    "mostly no times": (
+        lambda s: signal(s, "treadmill", lambda v, t: (v, put(t, slice(9, None), np.nan))),
+        r"treadmill\.npz: \d+ of \d+ samples have no time \(NaN\); only a few may be left out",
+    ),
+    "times that run backwards after some that lack": (
+        lambda s: signal(s, "pupil", lambda v, t: (v, put(put(t, 30, t[28]), slice(0, 4), np.nan))),
+        r"pupil\.npz: times do not increase at sample 30: ",
     ),
     "unequal lengths": (
         lambda s: signal(s, "pupil", lambda v, t: (v[:-1], t)),
