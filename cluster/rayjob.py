@@ -27,16 +27,16 @@ _QUANTITY = r"^\d+(\.\d+)?([KMGTPE]i?|[mk])?$"
 class KubernetesJob(BaseModel):
     """What to ask Kubernetes for; what is None is left as it is in the manifest."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # KubeRay refuses longer names, as it appends to them.
     name: str = Field("fmcortex-pretrain", pattern=_LABEL, max_length=47, description="its name")
     namespace: str = Field("default", pattern=_LABEL, max_length=63)
     context: str | None = Field(None, description="of the kubeconfig; null for the current one")
     image: str | None = Field(None, min_length=1, description="image with fmcortex and Ray")
-    nodes: int | None = Field(None, ge=1, description="worker pods")
-    gpus_per_node: int | None = Field(None, ge=0, description="GPUs of a worker pod")
-    cpus_per_node: int | None = Field(None, ge=1, description="CPUs of a worker pod")
+    nodes: int | None = Field(None, ge=1, le=65_536, description="worker pods")
+    gpus_per_node: int | None = Field(None, ge=0, le=1024, description="GPUs of a worker pod")
+    cpus_per_node: int | None = Field(None, ge=1, le=4096, description="CPUs of a worker pod")
     memory: str | None = Field(None, pattern=_QUANTITY, description="of a worker pod, as 512Gi")
     shared_memory: str | None = Field(None, pattern=_QUANTITY, description="/dev/shm of a worker")
     secret: str | None = Field(
@@ -48,9 +48,15 @@ class KubernetesJob(BaseModel):
     service_account: str | None = Field(None, pattern=_LABEL, description="of the pods")
     node_selector: dict[str, str] = Field(default_factory=dict, description="of the worker pods")
     variables: dict[str, str] = Field(default_factory=dict, description="environment of the pods")
-    retries: int | None = Field(None, ge=0, description="of the whole job, each on a new cluster")
-    deadline_seconds: int | None = Field(None, ge=1, description="time limit of the whole job")
-    ttl_seconds: int | None = Field(None, ge=0, description="how long pods stay after the end")
+    retries: int | None = Field(
+        None, ge=0, le=1000, description="of the whole job, each on a new cluster"
+    )
+    deadline_seconds: int | None = Field(
+        None, ge=1, lt=1 << 31, description="time limit of the whole job"
+    )
+    ttl_seconds: int | None = Field(
+        None, ge=0, lt=1 << 31, description="how long pods stay after the end"
+    )
 
 
 def read_template(template: str | Path | None = None) -> list[dict[str, Any]]:

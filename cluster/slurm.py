@@ -51,11 +51,11 @@ Plain = Annotated[str, AfterValidator(_plain)]
 class SlurmJob(BaseModel):
     """What to ask SLURM for; what is None is left to the script's header and to the partition."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    nodes: int = Field(2, ge=1, description="nodes")
-    gpus_per_node: int | None = Field(None, ge=0, description="GPUs of a node")
-    cpus_per_task: int | None = Field(None, ge=1, description="CPUs of a node")
+    nodes: int = Field(2, ge=1, le=65_536, description="nodes")
+    gpus_per_node: int | None = Field(None, ge=0, le=1024, description="GPUs of a node")
+    cpus_per_task: int | None = Field(None, ge=1, le=4096, description="CPUs of a node")
     memory: str | None = Field(
         None, pattern=r"^\d+[KMGT]?$", description="memory of a node, such as 200G; 0 for all"
     )
@@ -74,7 +74,7 @@ class SlurmJob(BaseModel):
     environment: str | None = Field(
         None, description="virtual environment that all nodes see; null for the present one"
     )
-    workers_per_node: int | None = Field(None, ge=1, description="null: one a GPU, or one")
+    workers_per_node: int | None = Field(None, ge=1, le=4096, description="null: one a GPU, or one")
     variables: dict[
         Annotated[str, AfterValidator(_variable)], Annotated[str, AfterValidator(_value)]
     ] = Field(default_factory=dict, description="further environment variables of the job")

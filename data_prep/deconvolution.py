@@ -39,7 +39,7 @@ FASTEST = 0.1
 class DeconvolutionSettings(BaseModel):
     """How fluorescence becomes activity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     sessions: list[str] | None = Field(
         None, description="names of the session folders to deconvolve; all if absent"

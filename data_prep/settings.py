@@ -6,11 +6,13 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fmcortex.config import Seed
+
 
 class PrepSettings(BaseModel):
     """How recordings become a prepared dataset."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     layout: Literal["auto", "signals", "nwb", "sensorium2022", "sensorium2023", "digital_twin"] = (
         Field("auto", description="layout of the source folders; auto recognises each session's")
@@ -26,8 +28,12 @@ class PrepSettings(BaseModel):
         " its frame times has this rate, to 1%, or a multiple of it, of which every n-th frame is"
         " kept",
     )
-    height: int | None = Field(None, gt=0, description="reduce the stimulus to this height, pixels")
-    width: int | None = Field(None, gt=0, description="reduce the stimulus to this width, pixels")
+    height: int | None = Field(
+        None, gt=0, le=65_536, description="reduce the stimulus to this height, pixels"
+    )
+    width: int | None = Field(
+        None, gt=0, le=65_536, description="reduce the stimulus to this width, pixels"
+    )
     resize: Literal["area", "bilinear"] = Field(
         "area", description="how the stimulus is reduced: by area averaging, or bilinearly"
     )
@@ -48,6 +54,7 @@ class PrepSettings(BaseModel):
     max_pupil_gap_frames: int = Field(
         10,
         ge=0,
+        le=1_000_000,
         description="longest gap in pupil or treadmill that is filled by linear interpolation,"
         " frames of the camera, or of the stimulus where the source has behaviour on these; a"
         " trial with a longer one is excluded and counted",
@@ -55,12 +62,14 @@ class PrepSettings(BaseModel):
     treadmill_lowpass_hz: float | None = Field(
         None,
         gt=0,
+        le=100_000,
         description="low-pass filter the channels called treadmill* at this frequency, Hz (-6 dB),"
         " with a Hamming window; not where absent, as for layouts that are filtered already",
     )
     image_frames: int = Field(
         15,
         gt=0,
+        le=100_000,
         description="frames that a static image becomes (Sensorium 2022); its responses hold over"
         " them",
     )
@@ -75,15 +84,18 @@ class PrepSettings(BaseModel):
     test_fraction: float = Field(
         0.1, ge=0, lt=1, description="of the movies of a split made here, for testing"
     )
-    split_seed: int = Field(0, ge=0, description="of a split made here")
+    split_seed: Seed = Field(0, description="of a split made here")
     check_source: Literal["content", "size"] = Field(
         "content",
         description="how a later run finds out that a source changed: by reading all of it, or by"
         " the names and sizes of its files",
     )
-    trials_per_shard: int = Field(64, gt=0, description="most trials in a shard")
+    trials_per_shard: int = Field(64, gt=0, le=1_000_000, description="most trials in a shard")
     shard_bytes: int = Field(
-        128 << 20, gt=0, description="a shard is closed before its arrays exceed this many bytes"
+        128 << 20,
+        gt=0,
+        le=1 << 40,
+        description="a shard is closed before its arrays exceed this many bytes",
     )
 
     @model_validator(mode="after")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fmcortex import yaml_text
 from fmcortex.errors import ConfigError
@@ -16,11 +16,17 @@ from fmcortex.model.sizes import ModelConfig, preset
 
 Model = TypeVar("Model", bound=BaseModel)
 
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
+Minutes = Annotated[float, Field(gt=0, le=1e6)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+#: A time to wait, seconds; four months are more than any.
+Seconds = Annotated[float, Field(ge=0, le=1e7)]
+
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, unknown keys refused."""
+    """A part of the configuration: immutable, unknown keys refused, every number within bounds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -28,14 +34,14 @@ class DataConfig(Section):
 
     url: str = Field("", description="prepared dataset, any fsspec URL")
     sessions: list[str] | None = Field(None, description="recording sessions; null for all")
-    minutes: float | None = Field(
-        None, gt=0, description="minutes of training data a session; null for all"
+    minutes: Minutes | None = Field(
+        None, description="minutes of training data a session; null for all"
     )
-    frames: int = Field(70, gt=1, description="frames of a training sequence")
-    batch: int = Field(4, ge=1, description="sequences of a micro-batch")
-    cache_mb: int = Field(512, ge=0, description="memory for decoded data of a worker")
+    frames: int = Field(70, gt=1, le=100_000, description="frames of a training sequence")
+    batch: int = Field(4, ge=1, le=65_536, description="sequences of a micro-batch")
+    cache_mb: int = Field(512, ge=0, le=1 << 24, description="memory for decoded data of a worker")
     cache_gb: float = Field(
-        20.0, ge=0, description="disk of a machine for what is read of a remote dataset"
+        20.0, ge=0, le=1e6, description="disk of a machine for what is read of a remote dataset"
     )
     cache_folder: str | None = Field(
         None,
@@ -47,42 +53,51 @@ class DataConfig(Section):
         description="keep it there decompressed, of a local dataset as well: faster, for two to "
         "three times the space; null for those remote datasets that fit so",
     )
-    prefetch: int = Field(4, ge=1, description="micro-batches read ahead")
-    threads: int = Field(4, ge=1, description="micro-batches read at a time")
+    prefetch: int = Field(4, ge=1, le=4096, description="micro-batches read ahead")
+    threads: int = Field(4, ge=1, le=1024, description="micro-batches read at a time")
 
 
 class TrainingConfig(Section):
     """How it is trained. The defaults are the released recipe."""
 
-    seed: int = Field(0, ge=0)
-    epochs: int = Field(100, ge=1, description="epochs of a cycle of the learning rate")
-    cycles: int = Field(1, ge=1, description="cycles; each later one restarts the rate")
-    steps_per_epoch: int = Field(500, ge=1)
-    lanes: int | None = Field(
-        None, ge=1, description="micro-batches of a step; null for one a session"
+    seed: Seed = 0
+    epochs: int = Field(
+        100, ge=1, le=1_000_000, description="epochs of a cycle of the learning rate"
     )
-    session_weights: Literal["uniform", "minutes"] | float = Field(
+    cycles: int = Field(1, ge=1, le=10_000, description="cycles; each later one restarts the rate")
+    steps_per_epoch: int = Field(500, ge=1, le=1_000_000)
+    lanes: int | None = Field(
+        None, ge=1, le=1_000_000, description="micro-batches of a step; null for one a session"
+    )
+    session_weights: Literal["uniform", "minutes"] | Annotated[float, Field(gt=0, le=1e6)] = Field(
         "uniform",
         description="how often each session is drawn: equally, by its minutes, or by "
         "minutes ** (1 / this temperature)",
     )
-    burnin: int = Field(10, ge=0, description="first frames of a sequence that do not count")
+    burnin: int = Field(
+        10, ge=0, le=100_000, description="first frames of a sequence that do not count"
+    )
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = Field(0.1, gt=0, allow_inf_nan=False)
-    warmup_epochs: int = Field(10, ge=0)
-    warmup_cycles: int = Field(1, ge=0)
+    lr: float = Field(0.1, gt=0, le=1e6)
+    warmup_epochs: int = Field(10, ge=0, le=1_000_000)
+    warmup_cycles: int = Field(1, ge=0, le=10_000)
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     nesterov: bool = Field(True, description="of sgd")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="of adamw")
-    adam_eps: float = Field(1e-8, gt=0, description="of adamw, beside the root")
-    decay: float = Field(1e-4, ge=0, description="of the weights, apart from the gradient")
-    clip: float | None = Field(0.01, gt=0, description="adaptive clipping; null for none")
-    eps: float = Field(1e-3, ge=0, description="of adaptive clipping: the least norm of weights")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="of adamw")
+    adam_eps: float = Field(1e-8, gt=0, le=1, description="of adamw, beside the root")
+    decay: float = Field(1e-4, ge=0, le=1e6, description="of the weights, apart from the gradient")
+    clip: float | None = Field(0.01, gt=0, le=1e6, description="adaptive clipping; null for none")
+    eps: float = Field(
+        1e-3, ge=0, le=1e6, description="of adaptive clipping: the least norm of weights"
+    )
     clip_norm: float | None = Field(
-        None, gt=0, description="largest norm of all gradients together; null for none"
+        None, gt=0, le=1e12, description="largest norm of all gradients together; null for none"
     )
     max_skipped: int = Field(
-        10, ge=0, description="steps of a run that may be skipped because a loss is not finite"
+        10,
+        ge=0,
+        le=10**9,
+        description="steps of a run that may be skipped because a loss is not finite",
     )
     checkpoint_activations: bool = Field(
         False, description="compute activations again in the backward pass rather than keep them"
@@ -100,20 +115,6 @@ class TrainingConfig(Section):
         """Steps of the whole run."""
         return self.total_epochs * self.steps_per_epoch
 
-    @field_validator("session_weights")
-    @classmethod
-    def _temperature(cls, value: str | float) -> str | float:
-        if not isinstance(value, str) and not 0 < value < float("inf"):
-            raise ValueError(f"expected uniform, minutes, or a temperature above 0, got {value}")
-        return value
-
-    @field_validator("betas")
-    @classmethod
-    def _betas(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in value):
-            raise ValueError(f"expected two numbers from 0 to below 1, got {value}")
-        return value
-
     @model_validator(mode="after")
     def _warm(self) -> Self:
         if self.warmup_epochs >= self.epochs and self.warmup_cycles:
@@ -126,28 +127,35 @@ class TrainingConfig(Section):
 class CheckpointConfig(Section):
     """When the state of a run is saved."""
 
-    every: int = Field(500, ge=1, description="steps between checkpoints")
-    keep: int = Field(2, ge=1, description="newest checkpoints kept")
+    every: int = Field(500, ge=1, le=10**9, description="steps between checkpoints")
+    keep: int = Field(2, ge=1, le=1_000_000, description="newest checkpoints kept")
     max_failures: int = Field(
-        3, ge=0, description="checkpoints in a row that may fail to be saved before the run stops"
+        3,
+        ge=0,
+        le=1_000_000,
+        description="checkpoints in a row that may fail to be saved before the run stops",
     )
 
 
 class ClusterConfig(Section):
     """Where it runs."""
 
-    workers: int = Field(1, ge=1, description="Ray Train workers, one rank each")
+    workers: int = Field(1, ge=1, le=65_536, description="Ray Train workers, one rank each")
     costs: str | None = Field(
         None, description="costs.json of an earlier run, to place sessions by; null: by neurons"
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(
         0, description="DeepSpeed ZeRO stage of the shared part; higher ones suit larger cores"
     )
-    cpus_per_worker: int = Field(1, ge=1)
-    gpus_per_worker: int | None = Field(None, ge=0, description="null: 1 where there are GPUs")
-    max_failures: int = Field(3, ge=0, description="restarts of the workers before giving up")
-    timeout_seconds: float = Field(1800, gt=0, description="of a collective operation")
-    watchdog_seconds: float = Field(
+    cpus_per_worker: int = Field(1, ge=1, le=4096)
+    gpus_per_worker: int | None = Field(
+        None, ge=0, le=1024, description="null: 1 where there are GPUs"
+    )
+    max_failures: int = Field(
+        3, ge=0, le=1_000_000, description="restarts of the workers before giving up"
+    )
+    timeout_seconds: Seconds = Field(1800, gt=0, description="of a collective operation")
+    watchdog_seconds: Seconds = Field(
         600, gt=0, description="without progress, after which a worker is ended and restarted"
     )
 
@@ -158,12 +166,14 @@ class TrackingConfig(Section):
     uri: str = Field("", description="MLflow tracking URI; empty: SQLite in the output folder")
     experiment: str = Field("fmcortex", min_length=1, description="of MLflow")
     run_name: str | None = Field(None, min_length=1, description="in MLflow; null: made up")
-    validate_every: int = Field(1, ge=0, description="epochs between validations; 0 for never")
-    system_seconds: float = Field(
-        10, ge=0, description="between samples of the machines' load; 0 for none"
+    validate_every: int = Field(
+        1, ge=0, le=1_000_000, description="epochs between validations; 0 for never"
     )
-    page_seconds: float = Field(
-        60, ge=0, description="between rewrites of curves.html; 0: only at the end"
+    system_seconds: Seconds = Field(
+        10, description="between samples of the machines' load; 0 for none"
+    )
+    page_seconds: Seconds = Field(
+        60, description="between rewrites of curves.html; 0: only at the end"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -17,7 +17,7 @@ NWB_JSON = "nwb.json"
 class NwbSession(BaseModel):
     """Where in the file a session's parts are, and what NWB has no place for."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     url: str | None = Field(
         None,
@@ -38,7 +38,7 @@ class NwbSession(BaseModel):
         description="the ROIs to take, by the column mask_type of their segmentation; those of a"
         " segmentation without that column, or all if null",
     )
-    field_delays_seconds: dict[str, float] = Field(
+    field_delays_seconds: dict[str, Annotated[float, Field(ge=-3600, le=3600)]] = Field(
         default={},
         description="for a RoiResponseSeries by name: when its field was imaged after the series's"
         " timestamps",
@@ -50,7 +50,9 @@ class NwbSession(BaseModel):
         "acquisition/PupilTracking/pupil_major_radius", description="series [n]"
     )
     treadmill: str = Field("acquisition/treadmill_velocity", description="series [n]")
-    offsets_seconds: dict[Literal["responses", "pupil", "treadmill"], float] = Field(
+    offsets_seconds: dict[
+        Literal["responses", "pupil", "treadmill"], Annotated[float, Field(ge=-1e10, le=1e10)]
+    ] = Field(
         default={}, description="added to the times of a signal to bring them to the stimulus's"
     )
     stimulus: str | None = Field(
@@ -81,6 +83,7 @@ class NwbSession(BaseModel):
     repeats_for_test: int = Field(
         4,
         ge=2,
+        le=1_000_000,
         description="without a tier column: a condition shown so often or more is of the test"
         " tier, any other of the training tier",
     )

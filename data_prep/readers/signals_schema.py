@@ -19,7 +19,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 class SignalEntry(BaseModel):
     """One signal: samples of some channels at times of their own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     channels: list[str] = Field(
         default=[],
@@ -28,7 +28,8 @@ class SignalEntry(BaseModel):
     )
     offset_seconds: float = Field(
         0.0,
-        allow_inf_nan=False,
+        ge=-1e10,
+        le=1e10,
         description="added to the signal's times to bring them to the stimulus's clock",
     )
 
@@ -36,7 +37,7 @@ class SignalEntry(BaseModel):
 class SessionFile(BaseModel):
     """A session's description."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     layout: Literal["signals"]
     version: Literal[1]

@@ -73,6 +73,10 @@ def simulate(
     indices = sorted(set(range(settings.mice) if sessions is None else sessions))
     if any(index < 0 for index in indices):
         raise ConfigError(f"sessions: {indices[0]} is negative; sessions count from 0")
+    if any(index >= settings.mice for index in indices):
+        raise ConfigError(
+            f"sessions: there is no mouse {indices[-1]} of {settings.mice}; they count from 0"
+        )
     if workers < 1:
         raise ConfigError(f"workers: {workers} must be 1 or more")
     for index in indices:

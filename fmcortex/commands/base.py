@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,23 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_con
 
 #: Storage of this process only: what a command writes there is gone when it ends.
 MEMORY = "memory:"
+
+
+class Number(click.FloatRange):
+    """A finite number within bounds; click itself takes NaN for one, whatever the bounds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number that `value` says."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a number", param, ctx)
+        return number
+
+
+# The bounds of the settings that the options stand for.
+WORKERS = click.IntRange(0, 65_536)
+COUNT = click.IntRange(1, 1_000_000)
+MINUTES = Number(0, 1e6, min_open=True)
 
 
 class Command(click.Command):

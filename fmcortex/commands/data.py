@@ -7,26 +7,32 @@ from typing import Any
 
 import click
 
-from fmcortex.commands.base import command
+from fmcortex.commands.base import COUNT, MINUTES, WORKERS, command
 
 
 @command("simulate", "fmcortex simulate recordings --mice 4 --neurons 100 --minutes 8")
 @click.argument("folder")
-@click.option("--mice", default=3, help="Mice, one recording session each.")
-@click.option("--neurons", default=100, help="Neurons of each mouse.")
-@click.option("--minutes", default=6.0, help="Minutes of training movies of each mouse.")
+@click.option(
+    "--mice", type=click.IntRange(1, 9999), default=3, help="Mice, one recording session each."
+)
+@click.option("--neurons", type=COUNT, default=100, help="Neurons of each mouse.")
+@click.option(
+    "--minutes", type=MINUTES, default=6.0, help="Minutes of training movies of each mouse."
+)
 @click.option(
     "--layout",
     type=click.Choice(["sensorium2023", "digital_twin", "signals"]),
     default="sensorium2023",
     help="File layout of the recordings.",
 )
-@click.option("--seed", default=0, help="Seed of everything random.")
-@click.option("--workers", default=1, help="Processes that simulate.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of everything random."
+)
+@click.option("--workers", type=click.IntRange(1, 4096), default=1, help="Processes that simulate.")
 @click.option(
     "--only",
     multiple=True,
-    type=int,
+    type=click.IntRange(0, 9998),
     metavar="N",
     help="Only the N-th mouse, counted from 0; may be repeated.",
 )
@@ -58,8 +64,12 @@ def simulate_command(
 @command("decode", "fmcortex decode stimulus.avi --to stimulus.npy --height 36 --width 64")
 @click.argument("video")
 @click.option("--to", required=True, metavar="FILE.npy", help="The array, uint8 [T, H, W].")
-@click.option("--height", type=click.IntRange(1), help="Pixels; those of the video if not given.")
-@click.option("--width", type=click.IntRange(1), help="Pixels; those of the video if not given.")
+@click.option(
+    "--height", type=click.IntRange(1, 65_536), help="Pixels; those of the video if not given."
+)
+@click.option(
+    "--width", type=click.IntRange(1, 65_536), help="Pixels; those of the video if not given."
+)
 def decode_command(video: str, to: str, height: int | None, width: int | None) -> None:
     """Decode the file VIDEO to grey levels, as the nwb and signals layouts take them.
 
@@ -85,7 +95,7 @@ def decode_command(video: str, to: str, height: int | None, width: int | None) -
 
 @command("deconvolve", "fmcortex deconvolve recordings --workers 2 --figures figures")
 @click.argument("source")
-@click.option("--workers", default=0, help="Ray tasks at a time; 0: no Ray.")
+@click.option("--workers", type=WORKERS, default=0, help="Ray tasks at a time; 0: no Ray.")
 @click.option("--overwrite", is_flag=True, help="Redo what was made with other settings.")
 @click.option("--skip-unknown", is_flag=True, help="Pass over folders of no known layout.")
 @click.option("--figures", metavar="FOLDER", help="Draw some neurons of every session.")
@@ -140,7 +150,7 @@ def deconvolve_command(
 @command("prep", "fmcortex prep recordings --to prepared --workers 2")
 @click.argument("source")
 @click.option("--to", required=True, metavar="URL", help="Where the dataset goes (any fsspec URL).")
-@click.option("--workers", default=0, help="Ray tasks at a time; 0: no Ray.")
+@click.option("--workers", type=WORKERS, default=0, help="Ray tasks at a time; 0: no Ray.")
 @click.option("--overwrite", is_flag=True, help="Redo sessions made with other settings.")
 @click.option("--skip-unknown", is_flag=True, help="Pass over folders of no known layout.")
 @click.option(

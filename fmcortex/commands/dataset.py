@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fmcortex.commands.base import CONTEXT, cli, command
+from fmcortex.commands.base import CONTEXT, COUNT, Number, cli, command
 from fmcortex.errors import DataError
 
 
@@ -103,7 +103,9 @@ def verify_command(url: str) -> None:
 @command("peek", "fmcortex data peek prepared --trial 3 --figure trial.png", data_group)
 @click.argument("url")
 @click.option("--session", help="A session  [default: the first]")
-@click.option("--trial", default=0, help="Number of a training trial.")
+@click.option(
+    "--trial", type=click.IntRange(0, 10**9), default=0, help="Number of a training trial."
+)
 @click.option("--figure", metavar="FILE", help="Draw the trial into this image file.")
 def peek_command(url: str, session: str | None, trial: int, figure: str | None) -> None:
     """Print what is in a trial of the prepared dataset at URL, and draw it."""
@@ -138,9 +140,14 @@ def peek_command(url: str, session: str | None, trial: int, figure: str | None) 
     data_group,
 )
 @click.argument("table", type=click.Path(exists=True, dir_okay=False))
-@click.option("--cores", default=1, help="Cores that prepare.")
-@click.option("--shared", default=0.0, help="Part of the movies that is shown more than once.")
-@click.option("--trial-seconds", default=10.0, help="Length of a trial.")
+@click.option("--cores", type=COUNT, default=1, help="Cores that prepare.")
+@click.option(
+    "--shared",
+    type=Number(0, 1),
+    default=0.0,
+    help="Part of the movies that is shown more than once.",
+)
+@click.option("--trial-seconds", type=Number(1, 3600), default=10.0, help="Length of a trial.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every session.")
 @click.option(
     "--set",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fmcortex.commands.base import command, config_options, read_config
+from fmcortex.commands.base import COUNT, command, config_options, read_config
 from fmcortex.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,9 +24,7 @@ SOME_RANKS = 4
     "  --set training.lanes=1332 --set data.batch=1",
 )
 @config_options
-@click.option(
-    "--ranks", type=click.IntRange(min=1), help="Workers  [default: from the configuration]"
-)
+@click.option("--ranks", type=COUNT, help="Workers  [default: from the configuration]")
 @click.option(
     "--sessions",
     "table",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fmcortex.commands.base import command, open_source, said_from
+from fmcortex.commands.base import WORKERS, command, open_source, said_from
 from fmcortex.errors import ConfigError
 
 
@@ -73,7 +73,7 @@ def report_command(
 @click.argument("file", type=click.Path(dir_okay=False))
 @click.option(
     "--workers",
-    type=int,
+    type=WORKERS,
     help="Ray workers of a point; 0: train in this process  [default: from the configuration]",
 )
 @click.option(

@@ -25,8 +25,8 @@ def job_options(function: Any) -> Any:
             metavar="KEY=VALUE",
             help="Any other setting of the job, such as memory=200G; may be repeated.",
         ),
-        click.option("--gpus-per-node", type=int, help="GPUs of a node."),
-        click.option("--nodes", type=int, default=2, help="Nodes."),
+        click.option("--gpus-per-node", type=click.IntRange(0, 1024), help="GPUs of a node."),
+        click.option("--nodes", type=click.IntRange(1, 65_536), default=2, help="Nodes."),
     ):
         function = option(function)
     return function

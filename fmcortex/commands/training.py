@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fmcortex.commands.base import command, open_source, read_config, run_options
+from fmcortex.commands.base import MINUTES, command, open_source, read_config, run_options
 from fmcortex.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @run_options
 @click.option(
     "--workers",
-    type=int,
+    type=click.IntRange(1, 65_536),
     help="Ray Train workers, one rank each  [default: from the configuration]",
 )
 @click.option(
@@ -84,7 +84,7 @@ def _one_session(session: str | None) -> list[str] | None:
     help="Run folder, checkpoint, or models:/name@alias.",
 )
 @click.option("--session", help="The new mouse  [default: all of the dataset]")
-@click.option("--minutes", type=float, help="Minutes of its training data  [default: all]")
+@click.option("--minutes", type=MINUTES, help="Minutes of its training data  [default: all]")
 def transfer_command(
     path: str | None,
     output: str | None,
@@ -107,7 +107,7 @@ def transfer_command(
 )
 @run_options
 @click.option("--session", help="The mouse  [default: all of the dataset]")
-@click.option("--minutes", type=float, help="Minutes of its training data  [default: all]")
+@click.option("--minutes", type=MINUTES, help="Minutes of its training data  [default: all]")
 def individual_command(
     path: str | None,
     output: str | None,
@@ -137,7 +137,12 @@ def individual_command(
 @click.option(
     "--domain", "domains", multiple=True, help="A stimulus domain; may be repeated  [default: all]"
 )
-@click.option("--burnin", default=10, help="First frames of each video that do not count.")
+@click.option(
+    "--burnin",
+    type=click.IntRange(0, 100_000),
+    default=10,
+    help="First frames of each video that do not count.",
+)
 @click.option("--to", type=click.Path(dir_okay=False), help="JSON file for all scores.")
 def evaluate_command(
     checkpoint: str,

@@ -127,7 +127,10 @@ def evaluate_session(
 
     Raises:
         DataError: the session has no such videos, or another number of neurons.
+        ValueError: the burn-in is negative.
     """
+    if burnin < 0:
+        raise ValueError(f"burnin: {burnin} is below 0")
     name = session.manifest.session
     if network.session.units != session.manifest.neurons:
         raise DataError(

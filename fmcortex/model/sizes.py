@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fmcortex.errors import ConfigError
 
 #: One entry a block of the feedforward part.
-Blocks = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+Blocks = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=65_536)], ...], Field(min_length=1, max_length=64)
+]
 
 
 class ModelConfig(BaseModel):
@@ -18,46 +20,46 @@ class ModelConfig(BaseModel):
     Channel counts are per stream. Sizes that belong to one recording (its neurons) are not here.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    streams: int = Field(4, ge=1, description="parallel copies of the shared weights")
+    streams: int = Field(4, ge=1, le=256, description="parallel copies of the shared weights")
     recurrent: Literal["cvtlstm", "convlstm"] = "cvtlstm"
 
-    perspectives: int = Field(2, ge=1, description="pupil inputs of the perspective")
-    modulations: int = Field(2, ge=1, description="behaviour inputs of the modulation")
+    perspectives: int = Field(2, ge=1, le=65_536, description="pupil inputs of the perspective")
+    modulations: int = Field(2, ge=1, le=65_536, description="behaviour inputs of the modulation")
 
-    retina_height: int = Field(128, ge=2, description="pixels")
-    retina_width: int = Field(192, ge=2, description="pixels")
+    retina_height: int = Field(128, ge=2, le=16_384, description="pixels")
+    retina_width: int = Field(192, ge=2, le=16_384, description="pixels")
     retina_degrees: float = Field(75.0, gt=0, le=90, description="angle at the retina's edge")
     periphery: Literal["dark", "extend"] = "dark"
-    eye_features: int = Field(16, ge=1)
-    eye_layers: int = Field(3, ge=1)
+    eye_features: int = Field(16, ge=1, le=65_536)
+    eye_layers: int = Field(3, ge=1, le=64)
 
-    modulation_features: int = Field(16, ge=1)
-    modulation_layers: int = Field(1, ge=1)
-    modulation_lstm: int = Field(16, ge=1)
+    modulation_features: int = Field(16, ge=1, le=65_536)
+    modulation_layers: int = Field(1, ge=1, le=64)
+    modulation_lstm: int = Field(16, ge=1, le=65_536)
 
-    input_spatial: int = Field(6, ge=1)
-    input_stride: int = Field(2, ge=1)
+    input_spatial: int = Field(6, ge=1, le=65_536)
+    input_stride: int = Field(2, ge=1, le=65_536)
     block_channels: Blocks = (32, 64, 128)
     block_groups: Blocks = (1, 2, 4)
     block_layers: Blocks = (2, 2, 2)
     block_temporals: Blocks = (3, 3, 3)
     block_spatials: Blocks = (3, 3, 3)
     block_pools: Blocks = (2, 2, 1)
-    feedforward_out: int = Field(128, ge=1)
+    feedforward_out: int = Field(128, ge=1, le=65_536)
 
-    recurrent_in: int = Field(256, ge=1)
-    recurrent_hidden: int = Field(256, ge=1)
-    recurrent_common: int = Field(512, ge=1, description="CvT-LSTM only")
-    recurrent_out: int = Field(128, ge=1)
-    recurrent_groups: int = Field(8, ge=1)
-    recurrent_spatial: int = Field(3, ge=1)
+    recurrent_in: int = Field(256, ge=1, le=65_536)
+    recurrent_hidden: int = Field(256, ge=1, le=65_536)
+    recurrent_common: int = Field(512, ge=1, le=65_536, description="CvT-LSTM only")
+    recurrent_out: int = Field(128, ge=1, le=65_536)
+    recurrent_groups: int = Field(8, ge=1, le=65_536)
+    recurrent_spatial: int = Field(3, ge=1, le=65_536)
 
     unit: Literal["poisson", "elu"] = Field("poisson", description="elu: squared error")
     dropout: float = Field(0.0, ge=0, lt=1, description="fraction of channels dropped in training")
-    position_std: float = Field(0.4, ge=0, description="start of the position noise")
-    monitor_std: float = Field(0.05, ge=0, description="start of the monitor noise")
+    position_std: float = Field(0.4, ge=0, le=1e3, description="start of the position noise")
+    monitor_std: float = Field(0.05, ge=0, le=1e3, description="start of the monitor noise")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

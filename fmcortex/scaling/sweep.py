@@ -18,8 +18,10 @@ from pydantic import Field, model_validator
 from fmcortex import storage
 from fmcortex.config import (
     DataConfig,
+    Minutes,
     RunConfig,
     Section,
+    Seed,
     TrainingConfig,
     read_yaml,
     validated,
@@ -55,8 +57,8 @@ class TransferConfig(Section):
     """Score a mouse that no point is pretrained on, fitted with the shared part frozen."""
 
     session: str
-    minutes: float | None = Field(None, gt=0, description="of its training data; null for all")
-    steps: int = Field(500, ge=1, description="of fitting")
+    minutes: Minutes | None = Field(None, description="of its training data; null for all")
+    steps: int = Field(500, ge=1, le=10**9, description="of fitting")
 
 
 class SweepConfig(Section):
@@ -65,14 +67,14 @@ class SweepConfig(Section):
     base: Annotated[dict[str, Any], SettingsOf(RunConfig)] = Field(
         default_factory=dict, description="a run's configuration, or the path of its file"
     )
-    mice: list[int] = Field(min_length=1)
-    minutes: list[float | None] = Field([None], min_length=1, description="a mouse; null for all")
-    seeds: list[int] = Field([0], min_length=1)
+    mice: list[Annotated[int, Field(ge=1, le=1_000_000)]] = Field(min_length=1)
+    minutes: list[Minutes | None] = Field([None], min_length=1, description="a mouse; null for all")
+    seeds: list[Seed] = Field([0], min_length=1)
     metric: MetricConfig = Field(default_factory=MetricConfig)
     transfer: TransferConfig | None = None
     axis: Axis = Field("neuron_hours", description="the amount of data that the law is in")
     law: Form | Literal["auto"] = "auto"
-    order_seed: int = Field(0, ge=0, description="of the order in which mice are added")
+    order_seed: Seed = Field(0, description="of the order in which mice are added")
     output: str = Field(
         "runs/sweep", min_length=1, description="folder of the sweep, any fsspec URL"
     )
@@ -82,12 +84,6 @@ class SweepConfig(Section):
         for name, values in (("mice", self.mice), ("minutes", self.minutes), ("seeds", self.seeds)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name}: a value is named twice")
-        if min(self.mice) < 1:
-            raise ValueError("mice: must be at least 1")
-        if any(minutes is not None and minutes <= 0 for minutes in self.minutes):
-            raise ValueError("minutes: must be positive")
-        if min(self.seeds) < 0:
-            raise ValueError("seeds: must not be negative")
         return self
 
     @property

@@ -273,6 +273,8 @@ def test_refuses_remote_folders_and_negative_sessions(tmp_path: Path) -> None:
         simulate(small(), "memory://x")
     with pytest.raises(ConfigError, match="negative"):
         simulate(small(), tmp_path, sessions=[-1])
+    with pytest.raises(ConfigError, match="no mouse 9 of"):
+        simulate(small(), tmp_path, sessions=[0, 9])
 
 
 @pytest.mark.parametrize(
