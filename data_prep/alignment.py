@@ -95,7 +95,7 @@ def align(
     responses = np.concatenate(
         [_on_frames(signal, frame_times) for signal in raw.responses], axis=1
     )
-    missing = missing_neurons(responses, raw.responses[0].source, info)
+    missing = missing_neurons(responses, _columns_of(raw.responses), info)
     if missing == info.neurons:
         return "all neurons are missing"
     if missing and raw.ref.tier == "train":
@@ -124,6 +124,11 @@ def align(
         scans=scans if len(scans) == len(raw.responses) else (),
         filled=float(np.mean(np.concatenate(lacking))),
     )
+
+
+def _columns_of(signals: tuple[Signal, ...]) -> list[tuple[str, int]]:
+    """The source of each signal, and how many columns of the joined ones are its own."""
+    return [(signal.source, signal.values.shape[1]) for signal in signals]
 
 
 def shown_frames(raw: RawTrial, info: SessionInfo, settings: PrepSettings) -> np.ndarray:

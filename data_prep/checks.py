@@ -103,12 +103,14 @@ def _check_signal(signal: Signal, frames: int) -> None:
         raise DataError(f"{signal.source}: infinite value at frame {frame}")
 
 
-def missing_neurons(responses: np.ndarray, source: str, info: SessionInfo) -> int:
+def missing_neurons(
+    responses: np.ndarray, sources: list[tuple[str, int]], info: SessionInfo
+) -> int:
     """Number of neurons that are missing from a trial: NaN in all its frames.
 
     Args:
         responses: [T, U] on the stimulus frames.
-        source: their file, for messages.
+        sources: the files they come from, for messages, and how many of the neurons each has.
         info: the session, which says whether its format knows missing neurons.
 
     Raises:
@@ -121,7 +123,14 @@ def missing_neurons(responses: np.ndarray, source: str, info: SessionInfo) -> in
     if faults.any():
         frame = int(np.argmax(faults.any(axis=1)))
         neuron = int(np.argmax(faults[frame]))
-        raise DataError(f"{source}: NaN inside the trial, first at frame {frame}, neuron {neuron}")
+        ends = np.cumsum([count for _, count in sources])
+        signal = int(np.searchsorted(ends, neuron, "right"))
+        source, count = sources[signal]
+        place = f", the {neuron - ends[signal] + count + 1}. of this signal"
+        raise DataError(
+            f"{source}: NaN inside the trial, first at frame {frame}, neuron {neuron}"
+            f"{place if len(sources) > 1 else ''}"
+        )
     return int(whole.sum())
 
 
