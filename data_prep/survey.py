@@ -134,13 +134,14 @@ def survey_part(reader: Reader, refs: Sequence[TrialRef], settings: PrepSettings
         Moments(len(info.modulations)),
     )
     for ref in refs:
+        if ref.left_out is not None:
+            part.excluded.append(Excluded(trial=ref.key, tier=ref.tier, reason=ref.left_out))
+            continue
         raw = reader.read(ref)
         trial = align(raw, info, part.pixels, settings)
         if part.pixels is None:
             part.pixels = (raw.stimulus.shape[1], raw.stimulus.shape[2])
             part.pixels_source = raw.stimulus_source
-        if ref.left_out is not None:
-            trial = ref.left_out
         if isinstance(trial, str):
             part.excluded.append(Excluded(trial=ref.key, tier=ref.tier, reason=trial))
             continue

@@ -15,8 +15,13 @@ file, in the names of that release::
 
 A series has timestamps, or starting_time and rate. Each field is interpolated on its own clock.
 A trial's frames are those of the ImageSeries from half a frame before start_time to half a frame
-before stop_time; trials of one condition have as many as the shortest of them. A condition that
-is shown often is a repeated video of the test tier (`repeats_for_test`), unless a column tells.
+before stop_time. Trials of one condition of a table are showings of one clip: those that agree in
+length within 0.1 s have as many frames as the shortest of them, and one that was broken off is left
+out. A condition that is shown often is a repeated video of the test tier (`repeats_for_test`),
+unless a column tells. Columns that are enumerated are read as the text that they stand for.
+
+A file whose parts are in others (links, virtual datasets, raw files outside) is read as one, if all
+are there; what was never written to it is refused, since HDF5 reads it as zeros.
 
 What the release lacks: deconvolved traces (its Fluorescence is raw: `fmcortex deconvolve` makes
 activity of it once, in the folder `deconvolved`, or a lab's own is named as `responses`), areas
@@ -33,9 +38,6 @@ does not notice when it changes.
 
 from __future__ import annotations
 
-import hashlib
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,28 +46,16 @@ import numpy as np
 from data_prep.readers import nwb_file
 from data_prep.readers.clock import Clock, Margin, behaviour_margin
 from data_prep.readers.deconvolved import DECONVOLVED, DeconvolvedSeries
+from data_prep.readers.hdf5_data import Data
+from data_prep.readers.hdf5_links import child, find, is_group, member, readable
+from data_prep.readers.nwb_columns import kind, text
 from data_prep.readers.nwb_rois import Field, Responses, deconvolved, read_fields, read_neurons
 from data_prep.readers.nwb_schema import NWB_JSON, nwb_source, read_nwb_json
+from data_prep.readers.nwb_trials import read_trials
 from data_prep.readers.protocol import RawTrial, SessionInfo, Signal, TrialRef, animal_of
 from data_prep.settings import PrepSettings
 from fmcortex.data.manifest import DOMAINS, Tier
 from fmcortex.errors import DataError
-from fmcortex.names import check_key
-
-_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_TIERS = ("train", "validation", "test", "none")
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """A trial's place among the frames of the stimulus."""
-
-    key: str
-    tier: str
-    domain: str
-    condition: str
-    first: int
-    frames: int
 
 
 class NwbReader:
@@ -85,6 +75,10 @@ class NwbReader:
                 in it.
         """
         self._margin = behaviour_margin(settings or PrepSettings())
+        with readable(folder):
+            self._open(folder)
+
+    def _open(self, folder: Path) -> None:
         path = folder / NWB_JSON
         self._session = session = read_nwb_json(folder)
         for domain in session.intervals.values():
@@ -98,7 +92,7 @@ class NwbReader:
         self._radius = self._series("pupil_radius", "pupil", 1)
         self._treadmill = self._series("treadmill", "treadmill", 1)
         self._frames = self._open_frames(folder)
-        self._shown = self._read_trials()
+        self._shown = read_trials(self._file, self._source, session, self._frames.clock)
         self.info = SessionInfo(
             name=folder.name,
             animal=self._subject() or animal_of(folder.name),
@@ -124,11 +118,18 @@ class NwbReader:
 
     def _subject(self) -> str | None:
         path = "general/subject/subject_id"
-        return nwb_file.text([self._file[path][()]])[0] if path in self._file else None
+        found = find(self._file, path, self._source)
+        if found is None:
+            return None
+        where = f"{self._source}: {path}"
+        data = Data(found, where)
+        if data.shape != () or data.dtype.kind not in "SOiu":
+            raise DataError(f"{where}: is {data.dtype} {list(data.shape)}, not a text")
+        return text([data[:].item()], where)[0]
 
     def _series(self, setting: str, signal: str, columns: int) -> nwb_file.Series:
         path = getattr(self._session, setting)
-        group = nwb_file.child(self._file, path, self._source)
+        group = child(self._file, path, self._source)
         offset = self._session.offsets_seconds.get(cast(Any, signal), 0.0)
         series = nwb_file.Series(group, f"{self._source}: {path}", offset)
         if series.columns != columns:
@@ -138,12 +139,7 @@ class NwbReader:
     def _open_frames(self, folder: Path) -> nwb_file.Frames:
         session, path = self._session, self._session.stimulus
         if path is None:
-            found = [
-                f"{parent}/{name}"
-                for parent in ("acquisition", "stimulus/presentation")
-                for name in sorted(self._file.get(parent, {}))
-                if nwb_file.kind(self._file[parent][name]) == "ImageSeries"
-            ]
+            found = self._image_series()
             if len(found) != 1:
                 raise DataError(
                     f"{self._source}: {len(found)} ImageSeries in acquisition and"
@@ -152,92 +148,34 @@ class NwbReader:
                 )
             path = found[0]
         return nwb_file.Frames(
-            nwb_file.child(self._file, path, self._source),
+            child(self._file, path, self._source),
             f"{self._source}: {path}",
             folder,
             session.stimulus_file,
             session.stimulus_axes == "frame,width,height",
         )
 
-    def _read_trials(self) -> list[_Shown]:
-        intervals = self._file.get("intervals", {})
-        tables = [name for name in self._session.intervals if name in intervals]
-        if not tables:
-            has, sought = ", ".join(sorted(intervals)), ", ".join(self._session.intervals)
-            raise DataError(
-                f"{self._source}: intervals has {has or 'no tables'}, but none of {sought};"
-                f" say in {NWB_JSON} which tables are trials"
-            )
-        shown = [trial for name in tables for trial in self._table(name)]
-        if not shown:
-            raise DataError(f"{self._source}: no trials in intervals/{', '.join(tables)}")
-        shortest: dict[str, int] = {}
-        repeats: dict[str, int] = {}
-        for trial in shown:
-            known = shortest.get(trial.condition, trial.frames)
-            shortest[trial.condition] = min(known, trial.frames)
-            repeats[trial.condition] = repeats.get(trial.condition, 0) + 1
-        often = self._session.repeats_for_test
-        return [
-            _Shown(
-                trial.key,
-                trial.tier or ("test" if repeats[trial.condition] >= often else "train"),
-                trial.domain,
-                trial.condition,
-                trial.first,
-                shortest[trial.condition],
-            )
-            for trial in sorted(shown, key=lambda trial: trial.first)
-        ]
-
-    def _table(self, name: str) -> list[_Shown]:
-        """The trials of one table, with an empty tier where no column tells it."""
-        session, path = self._session, f"intervals/{name}"
-        names = ["id", "start_time", "stop_time", session.condition]
-        names += [session.tier_column] if session.tier_column else []
-        columns = {}
-        for column in names:
-            values = nwb_file.child(self._file, f"{path}/{column}", self._source)[:]
-            columns[column] = values
-        where = f"{self._source}: {path}"
-        if len({len(values) for values in columns.values()}) > 1:
-            lengths = ", ".join(f"{key} {len(values)}" for key, values in columns.items())
-            raise DataError(f"{where}: columns of unequal length: {lengths}")
-        start, stop = columns["start_time"], columns["stop_time"]
-        bad = ~(np.isfinite(start) & np.isfinite(stop) & (start < stop))
-        if bad.any():
-            at = int(np.argmax(bad))
-            raise DataError(f"{where}: row {at}: from {start[at]} to {stop[at]} s is no interval")
-        clock = self._frames.clock
-        first = np.searchsorted(clock.times, start - clock.interval / 2)
-        last = np.searchsorted(clock.times, stop - clock.interval / 2)
-        conditions = nwb_file.text(columns[session.condition])
-        tiers = nwb_file.text(columns[session.tier_column]) if session.tier_column else []
-        result = []
-        for row, number in enumerate(columns["id"]):
-            key = f"{name}-{number}"
-            check_key(key, f"{where}: trial")
-            tier = tiers[row] if tiers else ""
-            if tiers and tier not in _TIERS:
-                raise DataError(f"{where}: row {row}: unknown tier {tier!r}; known: {_TIERS}")
-            if start[row] < clock.times[0] - clock.interval or last[row] <= first[row]:
-                raise DataError(
-                    f"{where}: row {row}: from {start[row]:.6g} to {stop[row]:.6g} s no frames"
-                    f" were shown; those are from {clock.times[0]:.6g} to {clock.times[-1]:.6g} s"
-                )
-            frames = int(last[row] - first[row])
-            condition = f"{name}/{conditions[row]}"
-            domain = session.intervals[name]
-            result.append(_Shown(key, tier, domain, condition, int(first[row]), frames))
-        keys = [trial.key for trial in result]
-        if len(set(keys)) != len(keys):
-            raise DataError(f"{where}: an id occurs more than once")
-        return result
+    def _image_series(self) -> list[str]:
+        """The paths of all ImageSeries where the stimulus may be."""
+        paths = []
+        for parent in ("acquisition", "stimulus/presentation"):
+            group = find(self._file, parent, self._source)
+            for name in sorted(group) if is_group(group) else []:
+                try:
+                    series = member(group, name, self._source)
+                except DataError as error:
+                    # It may be the stimulus, and the only other ImageSeries a video of the eye.
+                    raise DataError(
+                        f"{error}; or say in {NWB_JSON} which is the stimulus"
+                    ) from error
+                if kind(series) == "ImageSeries":
+                    paths.append(f"{parent}/{name}")
+        return paths
 
     def trials(self) -> list[TrialRef]:
         """The rows of the interval tables in the order of time; see `Reader.trials`."""
         return [
-            TrialRef(trial.key, cast(Tier, trial.tier), trial.domain, _video(trial.condition))
+            TrialRef(trial.key, cast(Tier, trial.tier), trial.domain, trial.video, trial.left_out)
             for trial in self._shown
             if trial.tier != "none"
         ]
@@ -269,7 +207,8 @@ class NwbReader:
 
     def neurons(self) -> dict[str, np.ndarray]:
         """The columns that all the fields' segmentations have; see `Reader.neurons`."""
-        return read_neurons(self._fields)
+        with readable(self._source):
+            return read_neurons(self._fields)
 
 
 def _signal(
@@ -278,11 +217,3 @@ def _signal(
     clock: Clock = series.clock
     part = clock.part(start, stop, margin)
     return Signal(clock.rows(series.rows, part), series.source, clock.times[part] - start)
-
-
-def _video(condition: str) -> str:
-    """A video's name: its condition if that can be a name, else a hash of it."""
-    name = condition.partition("/")[2]
-    if _PLAIN.fullmatch(name):
-        return name
-    return f"sha256-{hashlib.sha256(condition.encode()).hexdigest()[:24]}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,9 @@ import numpy as np
 
 from data_prep.readers import npy
 from data_prep.readers.clock import Clock
+from data_prep.readers.hdf5_data import Data
+from data_prep.readers.hdf5_links import UNREADABLE, member
+from data_prep.readers.nwb_columns import text
 from fmcortex.errors import DataError, StorageError
 from fmcortex.remote_file import RemoteFile
 
@@ -24,6 +27,8 @@ def open_nwb(location: str) -> Any:
         import h5py
     except ImportError as error:
         raise DataError(f"{location}: NWB needs h5py: pip install 'fmcortex[nwb]'") from error
+    with suppress(ImportError):
+        import hdf5plugin  # noqa: F401  Zstandard, Blosc and others, by being imported
     try:
         if "://" not in location:
             return h5py.File(location, "r")
@@ -33,55 +38,47 @@ def open_nwb(location: str) -> Any:
     except StorageError:
         raise
     except Exception as error:  # what is no HDF5 raises many kinds
-        raise DataError(f"{location}: cannot open as HDF5: {error}") from error
+        said = " ".join(str(error).split())
+        raise DataError(f"{location}: cannot open as HDF5: {said}") from error
 
 
-def child(file: Any, path: str, source: str) -> Any:
-    """The group or dataset at `path` of the file.
+def number(attributes: Any, name: str, default: float, source: str) -> float:
+    """An attribute that is one finite number.
 
     Raises:
-        DataError: there is none; the message names what its nearest parent holds.
+        DataError: it is something else.
     """
-    found, walked = file, ""
-    for part in path.strip("/").split("/"):
-        # `get` gives None for what is not there, and for a link to what is not there.
-        inner = found.get(part) if hasattr(found, "keys") else None
-        if inner is None:
-            has = ", ".join(sorted(found)[:12]) if hasattr(found, "keys") else "no groups"
-            raise DataError(
-                f"{source}: no {path}; {walked or 'the file'} has {has or 'nothing'};"
-                " say in nwb.json where it is"
-            )
-        found, walked = inner, f"{walked}/{part}"
+    try:
+        value = attributes.get(name, default)
+        found = float(np.asarray(value).item())
+    except UNREADABLE as error:
+        raise DataError(f"{source}: its attribute {name} is no number") from error
+    if not np.isfinite(found):
+        raise DataError(f"{source}: its attribute {name} is {found}")
     return found
-
-
-def kind(group: Any) -> str:
-    """The neurodata type of a group; empty if it is none."""
-    name = group.attrs.get("neurodata_type", "") if hasattr(group, "attrs") else ""
-    return name.decode() if isinstance(name, bytes) else str(name)
-
-
-def text(values: Iterable[Any]) -> list[str]:
-    """Entries of a column as text."""
-    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
 def times_of(series: Any, samples: int, source: str) -> np.ndarray:
     """The times of the `samples` of a TimeSeries, from its timestamps or starting time and rate.
 
     Raises:
-        DataError: it has neither.
+        DataError: it has neither, or they are no numbers.
     """
-    times, begin = series.get("timestamps"), series.get("starting_time")
+    times = member(series, "timestamps", source)
     if times is not None:
-        return np.asarray(times[:])
-    if begin is not None:
-        rate = float(begin.attrs.get("rate", np.nan))
-        if rate > 0:
-            start = float(begin[()])
-            return start + np.arange(samples) / rate
-    raise DataError(f"{source}: neither timestamps nor starting_time and rate")
+        return Data(times, f"{source}/timestamps")[:]
+    begin = member(series, "starting_time", source)
+    if begin is None:
+        raise DataError(f"{source}: neither timestamps nor starting_time and rate")
+    where = f"{source}/starting_time"
+    start = Data(begin, where)
+    if start.shape != () or start.dtype.kind not in "fiu":
+        raise DataError(f"{where}: is {start.dtype} {list(start.shape)}, not a number")
+    rate = number(start.attrs, "rate", 0.0, where)
+    first = float(start[:])
+    if not (rate > 0 and np.isfinite(first)):
+        raise DataError(f"{where}: {first} s at {rate:g} samples a second tells no times")
+    return first + np.arange(samples) / rate
 
 
 class Series:
@@ -103,12 +100,12 @@ class Series:
             DataError: it is no series of numbers with a time for each row.
         """
         self.source, self.offset = source, offset
-        self.path = str(getattr(group, "name", ""))
-        data = group.get("data") if hasattr(group, "keys") else None
-        if data is None:
+        self.path = str(group.name)
+        found = member(group, "data", source)
+        if found is None:
             raise DataError(f"{source}: no time series: it has no data")
-        self._data = data
-        if data.dtype.kind not in "fiu" or data.ndim not in (1, 2):
+        self._data = data = Data(found, f"{source}/data")
+        if data.dtype.kind not in "fiu" or len(data.shape) not in (1, 2):
             raise DataError(
                 f"{source}: data are {data.dtype} {list(data.shape)}, not numbers [time, channel]"
             )
@@ -119,10 +116,12 @@ class Series:
                 f"{source}: unequal lengths: {data.shape[0]} rows of data,"
                 f" {len(self.times)} times; is time the first axis?"
             )
-        self.columns = 1 if data.ndim == 1 else data.shape[1]
+        self.columns = 1 if len(data.shape) == 1 else data.shape[1]
         # The standard's formula: value = data * conversion + offset, in the series's unit.
-        self._conversion = float(data.attrs.get("conversion", 1.0))
-        self._offset = float(data.attrs.get("offset", 0.0))
+        self._conversion = number(data.attrs, "conversion", 1.0, data.source)
+        self._offset = number(data.attrs, "offset", 0.0, data.source)
+        if self._conversion == 0:
+            raise DataError(f"{data.source}: its attribute conversion is 0, so that all values are")
 
     def rows(self, part: slice) -> np.ndarray:
         """The values [m, k] of some samples, in the series's unit.
@@ -139,15 +138,12 @@ class Series:
         Raises:
             DataError: the file cannot be read.
         """
-        if self._data.ndim == 1:
+        if len(self._data.shape) == 1:
             return self.rows(slice(None))[:, part]
         return self._read((slice(None), part))
 
     def _read(self, part: Any) -> np.ndarray:
-        try:
-            values = np.asarray(self._data[part], np.float64)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise DataError(f"{self.source}: cannot read: {error}") from error
+        values = np.asarray(self._data[part], np.float64)
         return values * self._conversion + self._offset
 
 
@@ -174,14 +170,18 @@ class Frames:
             shape, dtype = npy.header(path)
             self.source = str(path)
             self._data: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-        elif "external_file" in group:
-            named = ", ".join(text(group["external_file"][:]))
+        elif (outside := member(group, "external_file", source)) is not None:
+            files = Data(outside, f"{source}/external_file")[:]
+            named = ", ".join(text(np.atleast_1d(files), source))
             raise DataError(
                 f"{source}: its frames are in {named}; decode that once, beside nwb.json, with"
                 " `fmcortex decode FILE --to NAME.npy`, and name it there as stimulus_file"
             )
         else:
-            self.source, self._data = source, child(group, "data", source)
+            found = member(group, "data", source)
+            if found is None:
+                raise DataError(f"{source}: has neither data nor an external_file")
+            self.source, self._data = source, Data(found, f"{source}/data")
             shape, dtype = self._data.shape, self._data.dtype
         if dtype != np.uint8 or len(shape) != 3 or 0 in shape:
             raise DataError(
@@ -200,8 +200,5 @@ class Frames:
         Raises:
             DataError: the file cannot be read.
         """
-        try:
-            frames = np.array(self._data[part])
-        except (OSError, ValueError, RuntimeError) as error:
-            raise DataError(f"{self.source}: cannot read: {error}") from error
+        frames = np.array(self._data[part])
         return np.ascontiguousarray(frames.transpose(0, 2, 1)) if self._transposed else frames

@@ -77,7 +77,7 @@ BAD = {
     ),
     "link to nothing": (
         remove("acquisition/PupilTracking"),
-        r"eye_position: neither timestamps nor starting_time and rate",
+        r"eye_position/timestamps: is a link to /acquisition/PupilTracking/.*, which is not there",
     ),
     "no segmentation": (
         remove("processing/ophys/ImageSegmentation/PlaneSegmentation2/id"),
@@ -168,7 +168,7 @@ BAD = {
     "no such mask type": (setting(mask_types=["axon"]), r"no ROIs of the mask types axon"),
     "no such tier column": (
         setting(tier_column="tier"),
-        r"no intervals/Clip/tier; /intervals/Clip",
+        r"intervals/Clip: no column tier; it has condition_hash",
     ),
     "signal on another clock": (
         setting(offsets_seconds={"responses": 500.0}),
