@@ -37,7 +37,12 @@ class DataConfig(Section):
     minutes: Minutes | None = Field(
         None, description="minutes of training data a session; null for all"
     )
-    frames: int = Field(70, gt=1, le=100_000, description="frames of a training sequence")
+    frames: int = Field(
+        70,
+        gt=1,
+        le=100_000,
+        description="frames of a training sequence; 100 in the released recipe",
+    )
     batch: int = Field(4, ge=1, le=65_536, description="sequences of a micro-batch")
     cache_mb: int = Field(512, ge=0, le=1 << 24, description="memory for decoded data of a worker")
     cache_gb: float = Field(
@@ -58,7 +63,7 @@ class DataConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How it is trained. The defaults are the released recipe."""
+    """How it is trained. The defaults are the released recipe, in float32."""
 
     seed: Seed = 0
     epochs: int = Field(

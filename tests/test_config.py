@@ -27,6 +27,26 @@ def test_the_defaults_are_the_released_recipe() -> None:
     assert load_config(None).model == PRESETS["paper"]
 
 
+def test_what_the_paper_s_file_says_of_the_defaults() -> None:
+    """Every value that it gives is the default, but those that its first lines name."""
+    path = Path(__file__).parents[1] / "configs" / "paper.yaml"
+    paper, default = load_config(path).model_dump(), RunConfig().model_dump()
+    given = yaml.safe_load(path.read_text())
+    other = {
+        f"{section}.{key}": default[section][key]
+        for section in paper
+        for key in (given.get(section, {}) if isinstance(paper[section], dict) else ())
+        if key != "preset" and paper[section][key] != default[section][key]
+    }
+    assert paper["model"] == default["model"]
+    assert other == {"data.frames": 70, "training.precision": "float32"}
+    head = path.read_text().split("\nmodel:")[0]
+    assert "but two" in head
+    for key, value in other.items():
+        assert key in head
+        assert str(value) in head
+
+
 def test_a_file_with_overrides(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("output: here\ndata:\n  url: s3://b/d\n  minutes: 5\ntraining:\n  lr: 1e-2\n")

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from fmcortex.data.dataset import PreparedSession, VideoArrays
 from fmcortex.errors import DataError
-from fmcortex.evaluation.metrics import cc_abs, cc_max, join, single_trial_correlation
+from fmcortex.evaluation.metrics import (
+    cc_abs,
+    cc_max,
+    cc_max_published,
+    join,
+    single_trial_correlation,
+)
 from fmcortex.model.network import Network
 
 #: The domain that a model is trained on, which its headline score is of.
@@ -36,6 +42,9 @@ class DomainScore(BaseModel):
         single_trial: mean over neurons of the single-trial correlation.
         baseline_cc_norm: median CC_norm of the same network shown other videos instead, with the
             same behaviour: what it gets without the stimulus's content.
+        cc_norm_published: median CC_norm by the formula of Wang et al. 2025
+            (`fmcortex.evaluation.metrics.cc_max_published`), which is too low where videos were
+            not all shown equally often, and the same where they were.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -50,6 +59,7 @@ class DomainScore(BaseModel):
     cc_norm: float | None
     single_trial: float | None
     baseline_cc_norm: float | None = None
+    cc_norm_published: float | None = None
 
 
 class SessionScore(BaseModel):
@@ -182,7 +192,7 @@ def _score_domain(
             exchanged.append(predict_video(network, video, _other(arrays, i))[:, burnin:])
     truth, model = join(recorded), join(predicted)
     absolute, most = cc_abs(model, truth), cc_max(truth)
-    normalised = absolute / most
+    normalised, published = absolute / most, absolute / cc_max_published(truth)
     without = cc_abs(join(exchanged), truth) / most if baseline else None
     single = single_trial_correlation(model, truth)
     score = DomainScore(
@@ -196,6 +206,7 @@ def _score_domain(
         cc_norm=_median(normalised),
         single_trial=_number(float(np.nanmean(single))) if np.isfinite(single).any() else None,
         baseline_cc_norm=None if without is None else _median(without),
+        cc_norm_published=_median(published),
     )
     neurons = {
         key: [_number(float(value)) for value in values]

@@ -7,7 +7,7 @@ NaN where a repeat is missing.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,11 +72,16 @@ def cc_abs(predicted: Array, recorded: Array) -> Array:
 
 
 def cc_max(recorded: Array) -> Array:
-    """The largest CC_abs that any predictor could reach, for each neuron (Schoppe et al. 2016).
+    """The largest CC_abs that any predictor could reach, for each neuron.
 
-    With t_s repeats at sample s: n = sqrt(sum(t_s - 1) / sum((t_s - 1) / t_s^2)), y the mean
-    response, TP the mean over repeats of the variance over samples,
-    SP = (n Var(y) - TP) / (n - 1), CC_max = sqrt(SP / Var(y)).
+    With t_s repeats at sample s, y_s the mean response over them and s_s^2 the variance between
+    them, noise adds mean(s_s^2 / t_s) to the variance of y, whatever the t_s. The signal power is
+    what is left, SP = Var(y) - mean(s_s^2 / t_s), and CC_max = sqrt(SP / Var(y)). Where noise is
+    alike everywhere, that is the formula of Schoppe et al. 2016 with n = 1 / mean(1 / t).
+
+    Where every sample has as many repeats, this is `cc_max_published`, to the last bit. Where
+    numbers differ, that one is biased: see there. A sample with one repeat is taken to be as noisy
+    as the others are together.
 
     Args:
         recorded: [R, T, U].
@@ -84,25 +89,61 @@ def cc_max(recorded: Array) -> Array:
     Returns:
         [U]; NaN where the signal power SP is not positive, or there are no repeats.
     """
+    return _cc_max(recorded, _signal_power)
+
+
+def cc_max_published(recorded: Array) -> Array:
+    """CC_max as Wang et al. 2025 compute it, for comparison with published scores.
+
+    Schoppe et al. 2016 derived it for n repeats of every sample: y the mean response, TP the mean
+    over repeats of the variance over samples, SP = (n Var(y) - TP) / (n - 1), CC_max = sqrt(SP /
+    Var(y)). For t_s repeats at sample s, n = sqrt(sum(t_s - 1) / sum((t_s - 1) / t_s^2)), which
+    weighs much repeated samples most, although y does not: with 2 repeats of one half and 10 of
+    the other, and noise of four times the signal's variance, SP is 1.57 times what it should be,
+    and a perfect predictor's CC_norm is 0.80.
+
+    Args:
+        recorded: [R, T, U].
+
+    Returns:
+        [U]; NaN as of `cc_max`.
+    """
+    return _cc_max(recorded, _published_signal_power)
+
+
+def _cc_max(recorded: Array, power: Callable[[Array, Array], float]) -> Array:
     found = np.full(recorded.shape[2], np.nan)
     for unit in range(recorded.shape[2]):
         one = recorded[:, :, unit]
         one = one[:, np.isfinite(one).any(axis=0)]
         one = one[np.isfinite(one).sum(axis=1) > 1]
         one = one[:, np.isfinite(one).any(axis=0)]  # what only a dropped repeat saw
-        if one.shape[0] < 2 or one.shape[1] < 2:
+        if one.shape[0] < 2 or one.shape[1] < 2 or np.isfinite(one).sum(axis=0).max() < 2:
             continue
-        counts = np.isfinite(one).sum(axis=0)
-        below = ((counts - 1) / counts**2).sum()
-        if below <= 0:
-            continue
-        n = np.sqrt((counts - 1).sum() / below)
         y = np.nanmean(one, axis=0)
-        total_power = np.nanvar(one, axis=1, ddof=1).mean()
-        signal_power = (n * y.var(ddof=1) - total_power) / (n - 1)
+        signal_power = power(one, y)
         if signal_power > 0 and y.var() > 0:
             found[unit] = np.sqrt(signal_power / y.var())
     return found
+
+
+def _published_signal_power(one: Array, y: Array) -> float:
+    """Signal power of responses [R, T] with the mean [T]."""
+    counts = np.isfinite(one).sum(axis=0)
+    n = np.sqrt((counts - 1).sum() / ((counts - 1) / counts**2).sum())
+    total_power = np.nanvar(one, axis=1, ddof=1).mean()
+    return float((n * y.var(ddof=1) - total_power) / (n - 1))
+
+
+def _signal_power(one: Array, y: Array) -> float:
+    """Signal power of responses [R, T] with the mean [T], whatever the repeats of each sample."""
+    counts = np.isfinite(one).sum(axis=0)
+    if counts.min() == counts.max():
+        return _published_signal_power(one, y)
+    squares = np.nansum((one - y) ** 2, axis=0)
+    pooled = squares.sum() / (counts - 1).sum()
+    noise = np.where(counts > 1, squares / np.maximum(counts - 1, 1), pooled)
+    return float(y.var(ddof=1) - (noise / counts).mean())
 
 
 def single_trial_correlation(predicted: Array, recorded: Array) -> Array:

@@ -117,6 +117,7 @@ def test_the_scores_are_those_of_numpy(
     assert found.without_cc_max == np.isnan(most).sum()
     assert found.cc_abs == pytest.approx(np.median(absolute), abs=1e-5)
     assert found.cc_norm == pytest.approx(np.nanmedian(absolute / most), abs=1e-4)
+    assert found.cc_norm_published == found.cc_norm  # as all videos were shown equally often
     exchanged = correlations(predictions(network, session, *MOVIES[::-1]), recorded.mean(axis=0))
     assert found.baseline_cc_norm == pytest.approx(np.nanmedian(exchanged / most), abs=1e-4)
     assert abs(np.nanmedian((exchanged - absolute) / most)) > 1e-3
