@@ -83,10 +83,11 @@ class SignalsReader:
                 f"{folder / 'signals'}: has {FLUORESCENCE} and no {RESPONSES}; run `fmcortex"
                 f" deconvolve {folder}` once"
             )
-        self._signals = {name: SignalFile(folder / "signals", name) for name in session.signals}
+        opened = session.opened()
+        self._signals = {name: SignalFile(folder / "signals", name) for name in opened}
         self._clocks = {
             name: Clock(self._signals[name].times, self._signals[name].source, entry.offset_seconds)
-            for name, entry in session.signals.items()
+            for name, entry in opened.items()
         }
         self.info = SessionInfo(
             name=folder.name,
@@ -97,7 +98,7 @@ class SignalsReader:
             modulations=tuple(session.modulations),
             nan_is_missing=False,
         )
-        for name, entry in session.signals.items():
+        for name, entry in opened.items():
             signal = self._signals[name]
             columns = self.info.neurons if name == RESPONSES else len(entry.channels)
             if signal.columns != columns:

@@ -51,7 +51,8 @@ class SessionFile(BaseModel):
         " start. If absent, frames/<trial>.npy holds the time of every frame",
     )
     signals: dict[str, SignalEntry] = Field(
-        description="the signals by name: `responses`, and at least one of behaviour"
+        description="the signals by name: `responses`, or the `fluorescence` that they are made of,"
+        " and at least one of behaviour"
     )
     perspectives: list[str] = Field(
         min_length=1, description="channels of the pupil's position, such as pupil_x and pupil_y"
@@ -64,13 +65,20 @@ class SessionFile(BaseModel):
 
     @model_validator(mode="after")
     def _channels(self) -> Self:
-        if RESPONSES not in self.signals:
-            raise ValueError("signals: `responses` is missing")
-        if self.signals[RESPONSES].channels:
-            raise ValueError("signals.responses: has no channels, its columns are the neurons")
+        of_neurons = [name for name in (RESPONSES, FLUORESCENCE) if name in self.signals]
+        if not of_neurons:
+            raise ValueError("signals: `responses` is missing, or `fluorescence` instead")
+        for name in of_neurons:
+            if self.signals[name].channels:
+                raise ValueError(f"signals.{name}: has no channels, its columns are the neurons")
+        if len({self.signals[name].offset_seconds for name in of_neurons}) > 1:
+            raise ValueError(
+                f"signals.{FLUORESCENCE}.offset_seconds: is not that of the responses, which are"
+                " made of it and have its times"
+            )
         found: set[str] = set()
         for name, signal in self.signals.items():
-            if name != RESPONSES and not signal.channels:
+            if name not in of_neurons and not signal.channels:
                 raise ValueError(f"signals.{name}: channels are missing")
             for channel in signal.channels:
                 if channel in found:
@@ -84,6 +92,12 @@ class SessionFile(BaseModel):
             if len(set(listed)) != len(listed):
                 raise ValueError(f"{use}: a channel is listed twice")
         return self
+
+    def opened(self) -> dict[str, SignalEntry]:
+        """The signals that a dataset is made of: responses, whichever is listed, and behaviour."""
+        found = {RESPONSES: self.signals.get(RESPONSES) or self.signals[FLUORESCENCE]}
+        behaviour = {k: v for k, v in self.signals.items() if k not in (RESPONSES, FLUORESCENCE)}
+        return found | behaviour
 
 
 def read_session_file(path: Path) -> SessionFile:

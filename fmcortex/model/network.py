@@ -201,12 +201,18 @@ class Network(nn.Module):
         Raises:
             DataError: the arrays' shapes do not fit each other or the network.
         """
+        stimuli = np.asarray(stimuli)
         one = stimuli.ndim == 3
+        if stimuli.dtype != np.uint8 or stimuli.ndim not in (3, 4):
+            raise DataError(
+                f"stimuli: expected uint8 [T, H, W] or [N, T, H, W], got {stimuli.dtype}"
+                f" {list(stimuli.shape)}"
+            )
         arrays = [
             np.asarray(a)[None] if one else np.asarray(a)
             for a in (stimuli, perspectives, modulations)
         ]
-        self._check(*arrays)
+        self._check(int(one), *arrays)
         like = self.readout.position.mu
         video = torch.tensor(np.ascontiguousarray(arrays[0])).to(like.device)
         eye, behaviour = (
@@ -218,16 +224,13 @@ class Network(nn.Module):
         return predicted[0] if one else predicted
 
     def _check(
-        self, stimuli: NDArray[np.uint8], perspectives: NDArray, modulations: NDArray
+        self, leading: int, stimuli: NDArray, perspectives: NDArray, modulations: NDArray
     ) -> None:
-        if stimuli.dtype != np.uint8 or stimuli.ndim != 4:
-            raise DataError(
-                f"stimuli: expected uint8 [T, H, W] or [N, T, H, W], got {stimuli.dtype} with "
-                f"{stimuli.ndim} dimensions"
-            )
+        """Refuse arrays that do not fit; shapes are named without the first `leading` axes."""
         if stimuli.shape[1] < 1 or min(stimuli.shape[2:]) < 2:
             raise DataError(
-                f"stimuli: at least one frame of 2 x 2 pixels is needed, got {stimuli.shape[1:]}"
+                f"stimuli: at least one frame of 2 x 2 pixels is needed, got"
+                f" {list(stimuli.shape[leading:])}"
             )
         sizes = (self.config.perspectives, self.config.modulations)
         for name, array, size in zip(
@@ -235,6 +238,9 @@ class Network(nn.Module):
         ):
             expected = (*stimuli.shape[:2], size)
             if array.shape != expected:
-                raise DataError(f"{name}: expected shape {expected}, got {array.shape}")
+                raise DataError(
+                    f"{name}: expected shape {list(expected[leading:])}, got"
+                    f" {list(array.shape[leading:])}"
+                )
             if not np.isfinite(array).all():
                 raise DataError(f"{name}: contains NaN or infinite values; interpolate them first")

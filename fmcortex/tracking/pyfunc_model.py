@@ -23,8 +23,32 @@ log = logging.getLogger(__name__)
 
 #: The artifact that holds the checkpoint.
 ARTIFACT = "checkpoint"
-#: What `predict` takes: uint8 [N, T, H, W], float32 [N, T, P] and float32 [N, T, M].
+#: What `predict` takes: uint8 [N, T, H, W], float32 [N, T, P] and float32 [N, T, M]; or without N.
 INPUTS = ("stimuli", "perspectives", "modulations")
+
+
+def _arrays(model_input: Any) -> list[np.ndarray]:
+    """The arrays of `INPUTS`. Of JSON they come as lists, whose grey levels are not yet uint8."""
+    if not hasattr(model_input, "keys"):
+        kind = type(model_input).__name__
+        raise ConfigError(f"predict: the input is a {kind}, not a dict of {', '.join(INPUTS)}")
+    missing = [name for name in INPUTS if name not in model_input]
+    if missing:
+        raise ConfigError(f"predict: {', '.join(missing)} missing from the input")
+    arrays = []
+    for name in INPUTS:
+        try:
+            values = np.asarray(model_input[name])
+        except ValueError as error:
+            raise ConfigError(f"predict: {name}: not an array: {error}") from error
+        if values.dtype.kind not in "biuf":
+            raise ConfigError(f"predict: {name}: values are {values.dtype}, not numbers")
+        arrays.append(values)
+    levels = arrays[0]
+    if levels.dtype.kind in "iu" and levels.size and 0 <= levels.min() <= levels.max() <= 255:
+        arrays[0] = levels.astype(np.uint8)
+    return arrays
+
 
 # MLflow asks for a type hint that it can validate, which a dict of arrays does not have, and
 # overrides filters while it does so: recording is what keeps it quiet.
@@ -45,25 +69,23 @@ with warnings.catch_warnings(record=True):
 
             Args:
                 context: of MLflow; not looked at.
-                model_input: arrays by the names of `INPUTS`.
+                model_input: arrays, or nested lists of numbers, by the names of `INPUTS`.
                 params: `session`, whose neurons to predict; empty for the only or first one.
 
             Returns:
-                float32 [N, T, U], in units of each neuron's training mean.
+                float32 [N, T, U], or [T, U], in units of each neuron's training mean.
 
             Raises:
-                ConfigError: an input is missing.
+                ConfigError: an input is missing, or is no array of numbers.
                 DataError: the inputs' shapes do not fit each other or the network.
                 CheckpointError: the model has no such session.
             """
-            missing = [name for name in INPUTS if name not in model_input]
-            if missing:
-                raise ConfigError(f"predict: {', '.join(missing)} missing from the input")
+            arrays = _arrays(model_input)
             session = str((params or {}).get("session") or self.checkpoint.sessions[0])
             if session not in self.networks:
                 network = Network(self.shared, self.checkpoint.session(session)).eval()
                 self.networks[session] = network.to(choose().device)
-            return self.networks[session].predict(*(np.asarray(model_input[n]) for n in INPUTS))
+            return self.networks[session].predict(*arrays)
 
 
 mlflow.models.set_model(FoundationModel())

@@ -172,6 +172,7 @@ def _log_model(uri: str, run_id: str, name: str, manifest: CheckpointManifest, f
             python_model=code.__file__,
             artifacts={ARTIFACT: str(folder)},
             signature=_signature(manifest),
+            metadata={"inputs": _inputs(manifest)},
             pip_requirements=[
                 f"{package}=={metadata.version(package)}" for package in REQUIREMENTS
             ],
@@ -179,20 +180,27 @@ def _log_model(uri: str, run_id: str, name: str, manifest: CheckpointManifest, f
         return str(model.model_id)
 
 
+def _inputs(manifest: CheckpointManifest) -> dict[str, str]:
+    """What `predict` takes, for people to read."""
+    sizes = manifest.model
+    return {
+        "stimuli": "uint8 [N, T, H, W], grey levels 0 to 255",
+        "perspectives": f"float32 [N, T, {sizes.perspectives}], standardised",
+        "modulations": f"float32 [N, T, {sizes.modulations}], standardised",
+    }
+
+
 def _signature(manifest: CheckpointManifest) -> Any:
-    """Named tensors in, one out; the session is a parameter."""
+    """One tensor out; the session is a parameter.
+
+    The inputs are checked by the model: what MLflow says of arrays that do not fit a schema holds
+    kilobytes of their values, and it knows no video without a batch.
+    """
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    sizes = manifest.model
-    inputs: list[Any] = [
-        TensorSpec(np.dtype("uint8"), (-1, -1, -1, -1), "stimuli"),
-        TensorSpec(np.dtype("float32"), (-1, -1, sizes.perspectives), "perspectives"),
-        TensorSpec(np.dtype("float32"), (-1, -1, sizes.modulations), "modulations"),
-    ]
     return ModelSignature(
-        inputs=Schema(inputs),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1, -1))]),
         params=ParamSchema([ParamSpec("session", DataType.string, min(manifest.units))]),
     )

@@ -21,6 +21,7 @@ from data_prep.job import prepare
 from data_prep.readers.deconvolved import RECORD
 from data_prep.readers.fluorescence import Traces
 from data_prep.readers.nwb import NwbReader
+from data_prep.readers.signals import SignalsReader
 from fmcortex.cli import cli
 from fmcortex.data.dataset import open_dataset
 from fmcortex.errors import ConfigError, DataError, Locked
@@ -323,3 +324,22 @@ def test_activity_that_another_process_makes_is_left_to_it(scan, session):
     run(scan)
     assert (scan.folder / "deconvolved" / RECORD).exists()
     assert not list(scan.folder.glob(".*"))
+
+
+@pytest.mark.parametrize("listed", ["fluorescence", "both", "responses"])
+def test_session_json_may_list_the_fluorescence(tmp_path, listed):
+    session = raw_session(tmp_path / "source")
+    entry = {"offset_seconds": 0.05}
+    session.json["signals"].pop("responses")
+    for name in ("responses", "fluorescence") if listed == "both" else (listed,):
+        session.json["signals"][name] = entry
+    session.write()
+    with pytest.raises(DataError, match=r"has fluorescence and no responses; run `fmcortex deco"):
+        prepare(str(tmp_path / "source"), str(tmp_path / "to"), KEEP)
+    run(session)
+    prepare(str(tmp_path / "source"), str(tmp_path / "to"), KEEP)
+    found = SignalsReader(session.folder)
+    _, times = session.signals["responses"]
+    [responses] = found.read(found.trials()[0]).responses
+    later = responses.times + session.starts["t0"] - 0.05
+    assert np.isclose(times[:, None], later[None], atol=1e-9).any(axis=0).all()

@@ -60,6 +60,18 @@ BAD = {
     ),
     "another version": (edit("version", 2), r"session\.json: version: Input should be 1"),
     "another name": (edit("name", "m"), r"name is 'm', the folder's is 'mouse07-2-1'"),
+    "no responses": (
+        lambda s: s.json["signals"].pop("responses"),
+        r"signals: `responses` is missing, or `fluorescence` instead",
+    ),
+    "fluorescence on another clock": (
+        edit("signals.fluorescence", {"offset_seconds": 0.3}),
+        r"signals\.fluorescence\.offset_seconds: is not that of the responses",
+    ),
+    "channels of fluorescence": (
+        edit("signals.fluorescence", {"channels": ["a"]}),
+        r"signals\.fluorescence: has no channels",
+    ),
     "channel of no signal": (
         edit("perspectives", ["gaze"]),
         r"perspectives: no signal has a channel 'gaze'",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fmcortex.errors import CheckpointError, ConfigError
+from fmcortex.errors import CheckpointError, ConfigError, FmcortexError
 from fmcortex.model.sizes import preset
 from fmcortex.tracking.registry import RegisteredModel, register, resolve
 from fmcortex.tracking.run import RunLog, client
@@ -135,6 +135,49 @@ def test_mlflow_alone_predicts_as_the_network_does(checkpoint: str) -> None:
     )
     with pytest.raises(CheckpointError, match="mouse09"):
         model.predict(inputs, params={"session": "mouse09"})
+    one = {name: values[0] for name, values in inputs.items()}
+    alone = model.predict({name: values.tolist() for name, values in one.items()})
+    np.testing.assert_allclose(alone, model.predict(inputs)[0], rtol=1e-5, atol=1e-6)
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "float video": (
+        lambda i: {**i, "stimuli": i["stimuli"][0] / 255},
+        r"stimuli: expected uint8 .*, got float64 \[6, 36, 64\]$",
+    ),
+    "flat perspectives": (
+        lambda i: {**i, "perspectives": i["perspectives"][0]},
+        r"perspectives: expected shape \[2, 6, 2\], got \[6, 2\]$",
+    ),
+    "missing input": (lambda i: {"stimuli": i["stimuli"]}, "perspectives, modulations missing"),
+    "ragged input": (
+        lambda i: {**i, "modulations": [[1.0, 2.0], [3.0]]},
+        "modulations: not an array: ",
+    ),
+    "text": (lambda i: {**i, "modulations": ["a"]}, "modulations: values are <U1, not numbers"),
+    "no dict": (lambda i: i["stimuli"], "input is a ndarray, not a dict of stimuli, persp"),
+}
+
+
+@pytest.mark.usefixtures("as_default", "registered")
+@pytest.mark.parametrize("case", WRONG)
+def test_what_mlflow_cannot_predict_is_said_in_one_short_line(
+    case: str,
+) -> None:
+    import mlflow
+
+    change, message = WRONG[case]
+    generator = np.random.default_rng(0)
+    inputs = {
+        "stimuli": generator.integers(0, 256, (2, 6, 36, 64), np.uint8),
+        "perspectives": generator.normal(size=(2, 6, 2)).astype(np.float32),
+        "modulations": generator.normal(size=(2, 6, 2)).astype(np.float32),
+    }
+    model = mlflow.pyfunc.load_model("models:/cortex@best")
+    with pytest.raises(FmcortexError, match=message) as caught:
+        model.predict(change(inputs))
+    assert len(str(caught.value)) < 200
+    assert "\n" not in str(caught.value)
 
 
 def test_next_version_takes_the_alias_and_an_existing_run(
