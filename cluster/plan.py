@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import statistics
 import time
 from collections import Counter
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.placement import Placement, configured_costs, place_lanes
+from fmcortex import plain_numbers
 from fmcortex.config import RunConfig
 from fmcortex.data.dataset import PreparedDataset
 from fmcortex.data.lanes import place_sessions, session_weights
@@ -173,12 +173,9 @@ def _read_row(row: Mapping[str | None, Any], where: str, found: Recordings) -> N
 
 
 def _number(row: Mapping[str | None, Any], column: str, where: str, whole: bool = False) -> float:
-    text = row[column] or ""
-    try:
-        value = int(text) if whole else float(text)
-    except ValueError:
-        value = 0
-    if not 0 < value < math.inf:
+    text = (row[column] or "").strip()
+    value = plain_numbers.whole(text) if whole else plain_numbers.number(text)
+    if value is None or value <= 0:
         kind = "whole number" if whole else "number"
         raise ConfigError(f"{where}: column {column}: expected a {kind} above 0, got {text!r}")
     return value

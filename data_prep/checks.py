@@ -7,6 +7,7 @@ import numpy as np
 from data_prep.readers.protocol import RawTrial, SessionInfo, Signal, TrialRef
 from fmcortex.errors import DataError
 from fmcortex.names import check_key, check_name, is_inside
+from fmcortex.plain_numbers import whole
 
 #: Columns of the neuron table that the preparation writes itself.
 RESERVED = ("response_scale", "imaging_delay")
@@ -36,6 +37,11 @@ def check_neurons(table: dict[str, np.ndarray], info: SessionInfo) -> None:
         DataError: naming the session and the first repeated id.
     """
     units = table["unit_id"]
+    if units.dtype.kind == "U":
+        row = next((n for n, text in enumerate(units.tolist()) if whole(text) is None), 0)
+        raise DataError(
+            f"{info.source}: unit id {units[row].item()!r} of neuron {row} is no integer of 64 bits"
+        )
     if units.dtype.kind not in "iu":
         raise DataError(f"{info.source}: unit ids are {units.dtype}, not integers")
     ids, counts = np.unique(units, return_counts=True)

@@ -66,7 +66,7 @@ def read_table(path: str) -> list[Session]:
     Raises:
         DataError: the file, or a row of it, is not so; the message names it.
     """
-    table = read_columns(Path(path))
+    table = read_columns(Path(path), ("session",))
     lacking = [name for name in COLUMNS if name not in table]
     if lacking:
         raise DataError(f"{path}: no column {', '.join(lacking)}")
@@ -75,7 +75,6 @@ def read_table(path: str) -> list[Session]:
             raise DataError(f"{path}: column {name} is not all numbers")
     sessions: dict[str, Session] = {}
     for name, *numbers in zip(*(table[name].tolist() for name in COLUMNS), strict=True):
-        name = str(name)
         session = Session(name, int(numbers[0]), *map(float, numbers[1:]))
         if not (session.neurons > 0 and session.minutes > 0 and session.scan_rate > 0):
             raise DataError(f"{path}: session {name}: neurons, minutes and scan_hz are above zero")

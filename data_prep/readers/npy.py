@@ -75,7 +75,8 @@ def load(path: Path) -> np.ndarray:
     """
     header(path)
     try:
-        return np.asarray(np.load(path, allow_pickle=False))
+        values = np.asarray(np.load(path, allow_pickle=False))
+        return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: cannot read: {error}") from error
 

@@ -44,9 +44,12 @@ from data_prep.settings import PrepSettings
 from fmcortex.data.manifest import DOMAINS, Tier
 from fmcortex.errors import DataError
 from fmcortex.names import check_key, check_name
+from fmcortex.plain_numbers import number
 
 _TIERS = ("train", "validation", "test", "none")
 _DELAY = "delay_seconds"
+#: Columns of the neuron table that are names: a layer 4 is no number.
+_NAMES = ("area", "layer")
 _LONGEST_DELAY = 1.0
 
 
@@ -117,7 +120,7 @@ class SignalsReader:
         if len(found) != 1:
             how = "both are there" if found else "file is missing"
             raise DataError(f"{paths[0]} or .npz: {how}; one table of neurons is needed")
-        table = read_columns(found[0])
+        table = read_columns(found[0], _NAMES)
         if "unit_id" not in table:
             raise DataError(f"{found[0]}: no column unit_id")
         if not len(table["unit_id"]):
@@ -259,10 +262,7 @@ class SignalsReader:
 
 
 def _seconds(text: str, what: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not np.isfinite(value):
+    value = number(text)
+    if value is None:
         raise DataError(f"{what} is {text!r}, not a time in seconds")
     return value

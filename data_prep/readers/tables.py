@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.readers import npy
 from fmcortex.errors import DataError
+from fmcortex.plain_numbers import number, whole
 
 
 def read_rows(path: Path, required: set[str], optional: set[str]) -> list[dict[str, str]]:
@@ -27,20 +29,29 @@ def read_rows(path: Path, required: set[str], optional: set[str]) -> list[dict[s
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
-def read_columns(path: Path) -> dict[str, np.ndarray]:
+def read_columns(path: Path, names: Collection[str] = ()) -> dict[str, np.ndarray]:
     """The columns of a .csv or .npz file, each an array [rows].
 
-    Those of a .csv file are integers if all entries are, else floats, else text; an empty entry
-    among numbers is NaN.
+    Those of a .csv file are integers if all entries are, else floats if all are numbers, an empty
+    entry among them or "nan" being NaN, else text. So is a column of whole numbers that are too
+    large for floats to hold, such as ids, if some are empty.
+
+    Args:
+        path: the file.
+        names: columns of names, which are text whatever they look like.
 
     Raises:
         DataError: it is missing or malformed, or the columns are of unequal length.
     """
     if path.suffix == ".npz":
-        return _npz_columns(path)
+        table = _npz_columns(path)
+        return {k: v.astype(np.str_) if k in names else v for k, v in table.items()}
     header, rows = _read(path)
     columns = zip(*rows, strict=True) if rows else [()] * len(header)
-    return {name: _typed(list(column)) for name, column in zip(header, columns, strict=True)}
+    return {
+        name: np.array(column, np.str_) if name in names else _typed(list(column))
+        for name, column in zip(header, columns, strict=True)
+    }
 
 
 def _npz_columns(path: Path) -> dict[str, np.ndarray]:
@@ -72,18 +83,24 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
     header = [name.strip() for name in lines[0]]
     if len(set(header)) != len(header):
         raise DataError(f"{path}: a column occurs twice")
-    for number, row in enumerate(lines[1:], 1):
+    for place, row in enumerate(lines[1:], 1):
         if len(row) != len(header):
-            raise DataError(f"{path}: row {number} has {len(row)} entries, not {len(header)}")
+            raise DataError(f"{path}: row {place} has {len(row)} entries, not {len(header)}")
     return header, [[entry.strip() for entry in row] for row in lines[1:]]
 
 
 def _typed(entries: list[str]) -> np.ndarray:
-    try:
-        return np.array([int(entry) for entry in entries], np.int64)
-    except (ValueError, OverflowError):
-        pass
-    try:
-        return np.array([float(entry) if entry else np.nan for entry in entries])
-    except ValueError:
-        return np.array(entries)
+    """A column as numbers, if 64 bits hold every entry as it is written; else as text."""
+    integers = [whole(entry) for entry in entries]
+    if None not in integers:
+        for dtype in (np.int64, np.uint64):
+            try:
+                return np.array(integers, dtype)
+            except OverflowError:
+                continue
+        return np.array(entries, np.str_)
+    values = [np.nan if entry.lower() in ("", "nan") else number(entry) for entry in entries]
+    exact = all(i is None or int(float(i)) == i for i in integers)
+    if exact and None not in values:
+        return np.array(values, np.float64)
+    return np.array(entries, np.str_)
