@@ -22,7 +22,7 @@ import numpy as np
 from oasis import functions as oasis
 from scipy.signal import lfilter
 
-from data_prep.deconvolution import DeconvolutionSettings, deconvolve
+from data_prep.deconvolution import SLOWEST, DeconvolutionSettings, decay_of, deconvolve
 from data_prep.deconvolve_job import deconvolve_sessions
 from fmcortex.tables import print_table
 
@@ -33,6 +33,7 @@ RATES = (0.1, 0.5)  # events a second, the mean
 NOISES = (0.2, 0.5, 1.0)  # of the size of an event
 REPEATS = 3
 DRIFT = 8.0  # of the size of an event
+NEURONS_OF_A_DECAY = 12
 
 Way = Callable[[np.ndarray, np.ndarray, tuple[float, float]], np.ndarray]
 
@@ -109,6 +110,33 @@ def quality() -> list[list[str]]:
     return [*rows, ["ms a neuron", "", *(f"{1e3 * np.median(took[name]):.0f}" for name in WAYS)]]
 
 
+def factor_by_sample(trace: np.ndarray, rate: float) -> float:
+    """OASIS's decay with its factor of 0.98 from sample to sample, as fmcortex took it before."""
+    found, _ = oasis.estimate_parameters(trace, p=1, fudge_factor=0.98)
+    return min(float(oasis.ar1_to_tau(float(found[0]), rate)), SLOWEST)
+
+
+def decays() -> list[list[str]]:
+    """The decays found at several rates: the median over neurons, and from which to which."""
+    rows = []
+    for decay in (0.3, 0.5, 1.0, 2.0):
+        for noise in (0.2, 1.0):
+            for name, way in (("before", factor_by_sample), ("now", decay_of)):
+                cells = []
+                for rate in (6, 15, 30, 60):
+                    found = []
+                    for seed in range(NEURONS_OF_A_DECAY):
+                        generator = np.random.default_rng(seed)
+                        activity = generator.poisson(0.3 / rate, 1200 * rate).astype(float)
+                        trace = lfilter([1.0], [1.0, -np.exp(-1 / (decay * rate))], activity)
+                        trace += noise * generator.normal(size=len(trace))
+                        found.append(way(trace, rate))
+                    low, middle, high = min(found), float(np.median(found)), max(found)
+                    cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
+                rows.append([f"{decay}", f"{noise}", name, *cells])
+    return rows
+
+
 def scores(values: np.ndarray, activity: np.ndarray) -> tuple[float, float]:
     """Correlations with the true activity, by samples and by bins; 0 where nothing was found."""
     if np.ptp(values) == 0:
@@ -153,6 +181,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--neurons", type=int, default=2000, help="of the session")
     arguments = parser.parse_args()
+    columns = ["decay, s", "noise", "", *(f"{rate} Hz" for rate in (6, 15, 30, 60))]
+    print_table("the decay found, s", columns, decays())
     title = "correlation with the true activity, by samples / by bins of 1.3 s"
     print_table(title, ["noise", "bleached", *WAYS], quality())
     print(job(arguments.neurons))

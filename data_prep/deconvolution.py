@@ -13,8 +13,6 @@ only if it is given.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -30,6 +28,10 @@ LONGEST_GAP = 10
 SHORTEST = 100
 #: Seconds that an estimated decay may take; a slower one is a drift.
 SLOWEST = 10.0
+#: Lags over which the decay is estimated, as samples and as seconds, whichever is more.
+LAGS, LAG_SECONDS = 6, 0.5
+#: Part of the calcium that is left after a sample where a trace shows no decay, as OASIS has it.
+LEAST = 0.15
 #: Of the largest value of a trace that does not vary.
 ROUNDING = 1e-9
 #: Part of the time between samples below which a time constant is none.
@@ -206,28 +208,37 @@ def _parameters(
 ) -> tuple[float, float]:
     """The decay in seconds, and the standard deviation of the noise."""
     oasis = _oasis()
-    with _repeatable(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         # scipy says that it takes shorter windows for a short trace.
         warnings.simplefilter("ignore", UserWarning)
-        if settings.decay_seconds is not None:
-            return settings.decay_seconds, float(oasis.GetSn(trace))
-        # As much less than the estimate, which noise makes too large, as OASIS takes by itself.
-        found, noise = oasis.estimate_parameters(trace, p=1, fudge_factor=0.98)
-    return min(float(oasis.ar1_to_tau(float(found[0]), rate)), SLOWEST), float(noise)
+        noise = float(oasis.GetSn(trace))
+    decay = settings.decay_seconds
+    return decay_of(trace, rate) if decay is None else decay, noise
 
 
-@contextmanager
-def _repeatable() -> Iterator[None]:
-    """Let the block draw the same random numbers every time.
+def decay_of(trace: np.ndarray, rate: float) -> float:
+    """The time constant in seconds with which the autocovariance of a trace decays.
 
-    OASIS draws, from NumPy's common generator, a decay in place of one that cannot be.
+    OASIS's estimate takes the noise off the autocovariance at no lag, where it also finds part of
+    the signal at low rates, and so comes out too long; it makes up for that by a factor that acts
+    from sample to sample, so that it is far too short at high rates. Without that lag, noise does
+    not matter, and of lags that last a given time the rate does not either.
+
+    Args:
+        trace: finite [n], which varies.
+        rate: its samples per second.
+
+    Returns:
+        At most `SLOWEST`, and at least a factor of `LEAST` from sample to sample.
     """
-    state = np.random.get_state()  # noqa: NPY002
-    np.random.seed(0)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
+    trace = trace - trace.mean()
+    count = min(max(LAGS, round(LAG_SECONDS * rate)), len(trace) - 2)
+    covariances = np.array([trace[lag:] @ trace[:-lag] for lag in range(1, count + 2)])
+    before, after = covariances[:-1], covariances[1:]
+    size = float(before @ before)
+    factor = float(before @ after) / size if size > 0 else 0.0
+    slowest = float(np.exp(-1 / (SLOWEST * rate)))
+    return float(-1 / (np.log(np.clip(factor, LEAST, slowest)) * rate))
 
 
 def _oasis() -> Any:

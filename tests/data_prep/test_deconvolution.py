@@ -12,6 +12,7 @@ from data_prep.deconvolution import (
     SHORTEST,
     DeconvolutionSettings,
     baseline,
+    decay_of,
     deconvolve,
 )
 from fmcortex.errors import DataError
@@ -201,7 +202,7 @@ def test_time_constants_below_the_time_between_samples():
 
 
 def test_the_same_every_time():
-    # On a random walk OASIS draws a decay, from NumPy's common generator.
+    # On a random walk OASIS would draw a decay, from NumPy's common generator.
     trace = np.random.default_rng(3).normal(size=400).cumsum()
     found = []
     for seed in (1, 2):
@@ -212,6 +213,27 @@ def test_the_same_every_time():
         np.testing.assert_array_equal(before[1], after[1])
     np.testing.assert_array_equal(found[0].values, found[1].values)
     assert found[0].decay == found[1].decay <= 10
+
+
+@pytest.mark.parametrize("rate", [6.0, 15.0, 30.0, 60.0])
+@pytest.mark.parametrize("decay", [0.3, 1.0, 2.0])
+def test_a_decay_is_found_alike_at_every_rate(rate, decay):
+    found = []
+    for seed in range(3):
+        generator = np.random.default_rng(seed)
+        activity = generator.poisson(0.3 / rate, round(900 * rate)).astype(float)
+        trace = lfilter([1.0], [1.0, -np.exp(-1 / (decay * rate))], activity)
+        found.append(decay_of(trace + 0.3 * generator.normal(size=len(trace)), rate))
+    assert np.median(found) == pytest.approx(decay, rel=0.15)
+
+
+def test_the_decay_of_what_does_not_decay():
+    generator = np.random.default_rng(0)
+    assert decay_of(np.arange(3000.0), 30.0) == pytest.approx(10.0)  # a drift
+    least = -1 / (np.log(0.15) * 30)
+    assert least * 0.99 <= decay_of(generator.normal(size=3000), 30.0) < 0.1  # noise
+    assert decay_of((-1.0) ** np.arange(300), 30.0) == pytest.approx(least)
+    assert 0 < decay_of(np.array([0.0, 1.0, 0.0]), 30.0) <= 10.0
 
 
 def test_a_constant_trace_has_no_activity():

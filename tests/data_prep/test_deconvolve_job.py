@@ -15,7 +15,7 @@ from scipy.interpolate import interp1d
 from signals_session import NAME as SIGNALS
 
 from data_prep import deconvolve_blocks, deconvolve_job
-from data_prep.deconvolution import DeconvolutionSettings
+from data_prep.deconvolution import DeconvolutionSettings, decay_of
 from data_prep.deconvolve_blocks import blocks_of
 from data_prep.job import prepare
 from data_prep.readers.deconvolved import RECORD
@@ -41,7 +41,7 @@ def session(tmp_path):
 
 
 def activity_of(trace, rate):
-    return np.maximum(oasis(trace, framerate=rate, b_nonneg=False).s, 0)
+    return np.maximum(oasis(trace, decay_of(trace, rate), framerate=rate, b_nonneg=False).s, 0)
 
 
 def test_nwb_prepared_from_fluorescence(scan, tmp_path):
