@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
 import numpy as np
 
 from data_prep.readers.protocol import RawTrial, SessionInfo, Signal, TrialRef
@@ -9,6 +14,12 @@ from fmcortex.errors import DataError
 from fmcortex.names import check_key, check_name, is_inside
 from fmcortex.plain_numbers import whole
 
+#: No value of a recording is larger. Float32 holds 3e38, and some is left for squares and sums.
+LARGEST = 1e30
+#: Seconds between samples of the slowest signal.
+SLOWEST = 2.0
+#: Part of its mean by which a signal varies that does not, but for rounding.
+ROUNDING = 1e-6
 #: Columns of the neuron table that the preparation writes itself.
 RESERVED = ("response_scale", "imaging_delay")
 
@@ -86,6 +97,9 @@ def check_trial(raw: RawTrial, info: SessionInfo, pixels: tuple[int, int] | None
             raise DataError(f"{signals[0].source}: {found} {what}, the session has {columns}")
         for signal in signals:
             _check_signal(signal, frames)
+    length = _length(raw)
+    for signal in (*(raw.responses or ()), *raw.perspectives, *raw.modulations):
+        check_rate(signal, length)
     if raw.frame_times is not None and len(raw.frame_times) != frames:
         raise DataError(
             f"{raw.stimulus_source}: unequal lengths: {frames} frames here,"
@@ -104,9 +118,96 @@ def _check_signal(signal: Signal, frames: int) -> None:
         raise DataError(
             f"{signal.source}: times must increase, one for each of two samples or more"
         )
-    if np.isinf(signal.values).any():
-        frame = int(np.argmax(np.isinf(signal.values).any(axis=1)))
-        raise DataError(f"{signal.source}: infinite value at frame {frame}")
+    large = np.abs(signal.values) > LARGEST
+    if large.any():
+        frame, channel = (int(place) for place in np.argwhere(large)[0])
+        value = signal.values[frame, channel]
+        if np.isinf(value):
+            raise DataError(f"{signal.source}: infinite value at frame {frame}")
+        raise DataError(
+            f"{signal.source}: a value of {value:.3g} at frame {frame}, column {channel}: none of a"
+            f" recording is beyond {LARGEST:g}, which float32 holds; are these numbers of another"
+            " type?"
+        )
+
+
+def _length(raw: RawTrial) -> float | None:
+    """Seconds that a trial lasts, with its last frame; None where the source does not tell."""
+    times = raw.frame_times
+    if times is None or len(times) < 2:
+        return None
+    return float(times[-1] - times[0]) * len(times) / (len(times) - 1)
+
+
+def check_rate(signal: Signal, length: float | None) -> None:
+    """Refuse a signal that is sampled so seldom that it says nothing of a trial.
+
+    Recorded scans are 4 Hz and faster, cameras of the eye 15 Hz, treadmills 49 Hz.
+
+    Args:
+        signal: of a trial, with times.
+        length: seconds that the trial lasts; None if not known.
+
+    Raises:
+        DataError: two samples are nowhere nearer than the trial is long, or than 2 s.
+    """
+    if signal.times is None or len(signal.times) < 2:
+        return
+    nearest = float(np.diff(signal.times).min())
+    limit = SLOWEST if length is None else min(max(length, 1.0), SLOWEST)
+    if nearest > limit:
+        raise DataError(
+            f"{signal.source}: a sample every {nearest:.4g} s, where recordings have several a"
+            " second; are its times in milliseconds? They are to be in seconds"
+        )
+
+
+@dataclass(frozen=True)
+class Showing:
+    """When a trial was shown: its name, and seconds of its first and last frame."""
+
+    trial: str
+    first: float
+    last: float
+
+
+def check_apart(shown: Sequence[Showing], source: str) -> None:
+    """Refuse trials that are shown at one time, on one screen.
+
+    Args:
+        shown: trials of one recording.
+        source: the session's folder, for messages.
+
+    Raises:
+        DataError: naming two trials that overlap by more than rounded times may.
+    """
+    ordered = sorted(shown, key=lambda trial: (trial.first, trial.last))
+    for before, after in pairwise(ordered):
+        overlap = min(before.last, after.last) - after.first
+        shorter = min(before.last - before.first, after.last - after.first)
+        if overlap > min(0.5, shorter / 2):
+            raise DataError(
+                f"{source}: trials {before.trial} and {after.trial} were both shown from"
+                f" {after.first:.6g} to {min(before.last, after.last):.6g} s; are their times"
+                " right?"
+            )
+
+
+def check_levels(brightest: int, source: str) -> None:
+    """Refuse a session whose videos are all black, or nearly so.
+
+    Args:
+        brightest: the highest grey level in any of them, 0 to 255.
+        source: the session's folder, for messages.
+
+    Raises:
+        DataError: it is 0 or 1, as of levels from 0 to 1.
+    """
+    if brightest <= 1:
+        raise DataError(
+            f"{source}: no video has a grey level above {brightest} of 255; are they from 0 to 1?"
+            " Multiply them by 255"
+        )
 
 
 def missing_neurons(
@@ -140,21 +241,91 @@ def missing_neurons(
     return int(whole.sum())
 
 
-def check_responding(values: np.ndarray, source: str, divide_by: str) -> None:
+def varies(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """Which channels [k] vary by more than the rounding of their values."""
+    return std > ROUNDING * np.abs(mean)
+
+
+@dataclass(frozen=True)
+class ResponseStatistics:
+    """The responses of the neurons over the training trials, each float64 [U].
+
+    Attributes:
+        mean: of each neuron.
+        std: population standard deviation.
+        lowest: the least response; None of a survey that an older version made.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    lowest: np.ndarray | None
+
+
+def check_responding(
+    found: ResponseStatistics, source: str, divide_by: Literal["mean", "std"]
+) -> None:
     """Check that the responses of every neuron can be normalised.
 
     Args:
-        values: [U], what they are divided by, over the training trials.
+        found: over the training trials.
         source: the session's folder, for messages.
-        divide_by: "mean" or "std".
+        divide_by: what responses are divided by.
 
     Raises:
         DataError: naming the first neuron whose mean, or standard deviation, is not positive.
     """
-    silent = ~(values > 0)
-    if silent.any():
+    good = found.mean > 0 if divide_by == "mean" else varies(found.mean, found.std)
+    if not good.all():
         raise DataError(
-            f"{source}: neuron {int(np.argmax(silent))} has no response in training"
-            f" ({int(silent.sum())} such of {len(values)}; {divide_by} not above zero);"
+            f"{source}: neuron {int(np.argmin(good))} has no response in training"
+            f" ({int((~good).sum())} such of {len(good)}; {divide_by} not above zero);"
             " silent_neurons=keep keeps them unscaled"
+        )
+
+
+def check_not_centred(found: ResponseStatistics, source: str) -> None:
+    """Refuse responses around zero, which a division by their mean makes any size and sign.
+
+    Activity, which is nowhere much below zero, passes however sparse it is.
+
+    Raises:
+        DataError: naming the first such neuron, and what to do.
+    """
+    if found.lowest is None:
+        return
+    bad = (found.lowest < -0.1 * found.std) & (found.mean < 0.05 * found.std)
+    if bad.any():
+        at = int(np.argmax(bad))
+        raise DataError(
+            f"{source}: neuron {at} has responses around zero (mean {found.mean[at]:.3g}, standard"
+            f" deviation {found.std[at]:.3g}, lowest {found.lowest[at]:.3g}; {int(bad.sum())} such"
+            f" of {len(bad)}), as z-scored ones, which cannot be divided by their mean;"
+            " response_normalisation=std divides them by their standard deviation"
+        )
+
+
+def check_precision(found: ResponseStatistics, scale: np.ndarray, dtype: str, source: str) -> None:
+    """Refuse to store responses as numbers that cannot tell them apart.
+
+    Args:
+        found: over the training trials, before they are scaled.
+        scale: [U], what they are divided by.
+        dtype: "float32" or "float16".
+        source: the session's folder, for messages.
+
+    Raises:
+        DataError: naming the first neuron whose responses would be rounded to zero, or to one
+            value.
+    """
+    kind = np.finfo(dtype)
+    spread, level = found.std / scale, np.abs(found.mean) / scale
+    least = np.maximum(float(kind.smallest_normal), 8 * float(kind.eps) * level)
+    lost = varies(found.mean, found.std) & (spread < least)
+    if lost.any():
+        at = int(np.argmax(lost))
+        advice = "response_dtype=float32, or another response_normalisation"
+        raise DataError(
+            f"{source}: neuron {at} varies by {spread[at]:.3g} around {level[at]:.3g} as stored"
+            f" ({int(lost.sum())} such of {len(lost)}), which {dtype} rounds away; use"
+            f" {advice if dtype == 'float16' else 'response_normalisation=mean or std'}"
         )

@@ -215,7 +215,7 @@ def _neighbours(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Moments:
-    """Mean and standard deviation of each channel, accumulated over blocks in float64.
+    """Mean, standard deviation and minimum of each channel, accumulated over blocks in float64.
 
     Blocks are joined by Chan's parallel form of Welford's update, which does not lose the
     variance of a signal with a large mean.
@@ -224,6 +224,7 @@ class Moments:
     def __init__(self, channels: int) -> None:
         self.count = 0
         self.mean = np.zeros(channels)
+        self.lowest = np.full(channels, np.inf)
         self._squares = np.zeros(channels)
 
     def add(self, values: np.ndarray) -> None:
@@ -231,12 +232,14 @@ class Moments:
         count = len(values)
         if count == 0:
             return
+        self.lowest = np.minimum(self.lowest, values.min(axis=0))
         mean = values.mean(axis=0, dtype=np.float64)
         self._add(count, mean, np.square(values - mean).sum(axis=0))
 
     def join(self, other: Moments) -> None:
         """Add what another has gathered."""
         if other.count:
+            self.lowest = np.minimum(self.lowest, other.lowest)
             self._add(other.count, other.mean, other._squares)
 
     def _add(self, count: int, mean: np.ndarray, squares: np.ndarray) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_prep.checks import varies
 from data_prep.settings import PrepSettings
-from data_prep.survey import Survey
+
+if TYPE_CHECKING:
+    from data_prep.survey import ChannelMoments, Survey
 
 
 @dataclass(frozen=True)
@@ -38,18 +42,28 @@ class Scaling:
 
 def scaling_of(survey: Survey, settings: PrepSettings) -> Scaling:
     """The scaling that the settings ask for, from what the survey found."""
-    divide_by = settings.response_normalisation
-    responses = None if divide_by == "none" else getattr(survey.responses, divide_by)
     return Scaling(
-        np.ones(len(survey.responses.mean)) if responses is None else _divisor(responses),
+        response_divisor(survey.responses, settings.response_normalisation),
         np.array(survey.perspectives.mean),
-        _divisor(survey.perspectives.std),
+        _spread(survey.perspectives),
         np.array(survey.modulations.mean),
-        _divisor(survey.modulations.std),
+        _spread(survey.modulations),
     )
 
 
-def _divisor(values: list[float]) -> np.ndarray:
-    """To divide by: a channel that never varies, or a silent neuron, stays unscaled."""
-    found = np.array(values)
-    return np.where(found > 0, found, 1.0)
+def response_divisor(responses: ChannelMoments, divide_by: str) -> np.ndarray:
+    """To divide responses by; a neuron that cannot be normalised stays unscaled."""
+    if divide_by == "std":
+        return _spread(responses)
+    mean = np.array(responses.mean)
+    return np.where(mean > 0, mean, 1.0) if divide_by == "mean" else np.ones(len(mean))
+
+
+def constant(channels: ChannelMoments) -> np.ndarray:
+    """Which channels [k] do not vary, but for rounding, and so are left unscaled."""
+    return ~varies(np.array(channels.mean), np.array(channels.std))
+
+
+def _spread(channels: ChannelMoments) -> np.ndarray:
+    """The standard deviation to divide by; a channel that does not vary stays unscaled."""
+    return np.where(constant(channels), 1.0, np.array(channels.std))

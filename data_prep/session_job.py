@@ -20,7 +20,7 @@ from data_prep.readers.deconvolved import check_made_from
 from data_prep.readers.find import open_reader
 from data_prep.readers.protocol import Reader
 from data_prep.retiered import ASTRIDE, Retiered
-from data_prep.scaling import Scaling, scaling_of
+from data_prep.scaling import Scaling, constant, scaling_of
 from data_prep.session_writer import MANIFEST, SOURCES, SURVEY, finish_session
 from data_prep.settings import PrepSettings
 from data_prep.shard_writer import (
@@ -267,6 +267,8 @@ class SessionJob:
     def _finished(self, manifest: SessionManifest) -> list[Task]:
         left_out = len(manifest.excluded)
         excluded = f", {left_out} trial{'s' * (left_out > 1)} left out" if left_out else ""
+        still = _constant_channels(manifest, self._survey)
+        excluded += f"; {', '.join(still)} did not vary in training" if still else ""
         reused = f", {self._reused} of {len(self._written)} shards kept" if self._reused else ""
         self._say(
             f"{self.name}: {manifest.neurons} neurons, {len(manifest.trials)} training trials"
@@ -283,6 +285,19 @@ class SessionJob:
         if not again and session_manifest(self._to, self.name) is None:
             with suppress(StorageError):
                 storage.remove(self._url)
+
+
+def _constant_channels(manifest: SessionManifest, survey: Survey) -> list[str]:
+    """The channels of behaviour that are left unscaled, of which a model can learn nothing."""
+    return [
+        name
+        for names, found in (
+            (manifest.perspectives, survey.perspectives),
+            (manifest.modulations, survey.modulations),
+        )
+        for name, still in zip(names, constant(found), strict=True)
+        if still
+    ]
 
 
 def session_bytes(manifest: SessionManifest) -> int:

@@ -235,7 +235,13 @@ def encode_trial(
     for group, values in enumerate(groups):
         scaled = values / scaling.response[first : first + values.shape[1]]
         first += values.shape[1]
-        stored = scaled.astype(header.dtype)
+        with np.errstate(over="ignore"):
+            stored = scaled.astype(header.dtype)
+        if np.isinf(stored).any():
+            raise DataError(
+                f"trial {surveyed.key}: a response of {np.nanmax(np.abs(scaled)):.3g} after scaling"
+                f" is too large for {settings.response_dtype}"
+            )
         for block in range(-(-len(stored) // BLOCK_ROWS)):
             rows = stored[block * BLOCK_ROWS : (block + 1) * BLOCK_ROWS]
             members[block_member(group, block)] = compress(rows)

@@ -8,17 +8,28 @@ they found is joined in their order, so that the result does not depend on who r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from data_prep.alignment import align
-from data_prep.checks import check_neurons, check_refs, check_responding
+from data_prep.checks import (
+    ResponseStatistics,
+    Showing,
+    check_apart,
+    check_levels,
+    check_neurons,
+    check_not_centred,
+    check_precision,
+    check_refs,
+    check_responding,
+)
 from data_prep.readers.npy import content_name
 from data_prep.readers.protocol import Reader, SessionInfo, TrialRef
 from data_prep.resampling import Moments
+from data_prep.scaling import response_divisor
 from data_prep.settings import PrepSettings
 from fmcortex.data.manifest import Document, Excluded, Sha256, Tier
 from fmcortex.data.movies import movie_name
@@ -55,10 +66,15 @@ class SurveyedTrial(Document):
 
 
 class ChannelMoments(Document):
-    """Mean and population standard deviation of each channel over the training trials."""
+    """Mean and population standard deviation of each channel over the training trials.
+
+    Attributes:
+        lowest: the least value of each, of responses only.
+    """
 
     mean: list[float]
     std: list[float]
+    lowest: list[float] | None = None
 
 
 class Survey(Document):
@@ -103,6 +119,8 @@ class Part:
     pixels_source: str = ""
     size: tuple[int, int] = (0, 0)
     delays: np.ndarray | None = None
+    shown: list[Showing] = field(default_factory=list)
+    brightest: int = 0
 
 
 def check_session(reader: Reader) -> list[TrialRef]:
@@ -139,6 +157,10 @@ def survey_part(reader: Reader, refs: Sequence[TrialRef], settings: PrepSettings
             continue
         raw = reader.read(ref)
         trial = align(raw, info, part.pixels, settings)
+        part.brightest = max(part.brightest, int(raw.stimulus.max()))
+        if raw.onset is not None and raw.frame_times is not None:
+            last = raw.onset + float(raw.frame_times[-1])
+            part.shown.append(Showing(ref.key, raw.onset, last))
         if part.pixels is None:
             part.pixels = (raw.stimulus.shape[1], raw.stimulus.shape[2])
             part.pixels_source = raw.stimulus_source
@@ -193,6 +215,8 @@ def join(
                 f"{part.pixels_source}: frames of {part.pixels} pixels, those of the session's"
                 f" other videos have {first.pixels}; are the axes in order?"
             )
+    check_levels(max(part.brightest for part in parts), info.source)
+    check_apart([showing for part in parts for showing in part.shown], info.source)
     _check_repeats(trials, [source for part in parts for source in part.sources])
     moments = {}
     for name in ("responses", "perspectives", "modulations"):
@@ -211,7 +235,11 @@ def join(
         training_frames=moments["responses"].count,
         delays=None if delays is None or not delays.any() else delays.tolist(),
         **{
-            name: ChannelMoments(mean=found.mean.tolist(), std=found.std.tolist())
+            name: ChannelMoments(
+                mean=found.mean.tolist(),
+                std=found.std.tolist(),
+                lowest=found.lowest.tolist() if name == "responses" else None,
+            )
             for name, found in moments.items()
         },
     )
@@ -223,11 +251,18 @@ def check_survey(survey: Survey, source: str, settings: PrepSettings) -> None:
     """Check what settings ask of a survey that it does not depend on.
 
     Raises:
-        DataError: a neuron never responded; the message names it.
+        DataError: a neuron never responded, or its responses cannot be scaled or stored as the
+            settings say; the message names it.
     """
+    found, divide_by = survey.responses, settings.response_normalisation
+    lowest = None if found.lowest is None else np.array(found.lowest)
+    responses = ResponseStatistics(np.array(found.mean), np.array(found.std), lowest)
+    if divide_by == "mean":
+        check_not_centred(responses, source)
     if settings.silent_neurons == "error":
-        divide_by = "mean" if settings.response_normalisation == "mean" else "std"
-        check_responding(np.array(getattr(survey.responses, divide_by)), source, divide_by)
+        check_responding(responses, source, "mean" if divide_by == "mean" else "std")
+    scale = response_divisor(found, divide_by)
+    check_precision(responses, scale, settings.response_dtype, source)
 
 
 def _check_repeats(trials: list[SurveyedTrial], sources: list[str]) -> None:

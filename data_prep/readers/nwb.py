@@ -203,6 +203,7 @@ class NwbReader:
             perspectives=(behaviour[0],),
             modulations=(behaviour[1], behaviour[2]),
             frame_times=times - start,
+            onset=start,
         )
 
     def neurons(self) -> dict[str, np.ndarray]:

@@ -72,6 +72,7 @@ class RawTrial:
         modulations: [n, M], the behavioural state.
         frame_times: seconds [T] of the stimulus frames since the onset of the first, or None
             where the source tells none; then they are at the settings' `frame_rate`.
+        onset: seconds of the first frame on the recording's clock, or None where it has none.
     """
 
     ref: TrialRef
@@ -81,6 +82,7 @@ class RawTrial:
     perspectives: tuple[Signal, ...]
     modulations: tuple[Signal, ...]
     frame_times: np.ndarray | None = None
+    onset: float | None = None
 
 
 @dataclass(frozen=True)

@@ -206,6 +206,7 @@ class SignalsReader:
             perspectives=self._channels(self._session.perspectives, *span),
             modulations=self._channels(self._session.modulations, *span),
             frame_times=frame_times,
+            onset=start,
         )
 
     def _check_recorded(self, ref: TrialRef, start: float, stop: float) -> None:

@@ -76,6 +76,7 @@ def test_impulses_land_within_half_a_frame(make, tmp_path, onset):
         session.write_signal(name, values, times)
     session.starts["t0"] = 103.013
     session.rows[0][-1] = "103.013"
+    session.rows[1][1] = "none"  # it would be shown at the same time
     session.write()
     prepare(str(tmp_path / "source"), str(tmp_path / "to"))
     found = open_dataset(str(tmp_path / "to")).session(NAME).trial(0)
