@@ -21,6 +21,7 @@ from data_prep.readers import nwb_file
 from data_prep.readers.clock import Clock
 from data_prep.readers.deconvolved import DECONVOLVED, RECORD, SourceRecord
 from data_prep.readers.find import layout_of
+from data_prep.readers.hdf5_links import readable
 from data_prep.readers.nwb_file import Series
 from data_prep.readers.nwb_rois import read_fields
 from data_prep.readers.nwb_schema import NWB_JSON, nwb_source, read_nwb_json
@@ -92,7 +93,8 @@ def _of_nwb(folder: Path) -> Fluorescence | str:
     source = nwb_source(folder, session)
     file = nwb_file.open_nwb(source)
     try:
-        fields = read_fields(file, source, session, session.fluorescence)
+        with readable(source):
+            fields = read_fields(file, source, session, session.fluorescence)
         for field in fields:
             check_name(field.name, f"{source}: series")
     except DataError:

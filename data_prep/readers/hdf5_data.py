@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.readers.hdf5_links import UNREADABLE, child, is_dataset
+from data_prep.readers.hdf5_links import UNREADABLE, check_beside, child, is_dataset
 from fmcortex.errors import DataError
 
 #: The numbers of filters up to this are those of HDF5 itself.
@@ -196,15 +196,17 @@ def _filters(dataset: Any, source: str) -> str:
 
 
 def _beside(dataset: Any, name: str, source: str) -> Path:
-    """The file `name` that a dataset's values are in, which is relative to the file's folder."""
-    file = dataset.file
-    if file.driver == "fileobj":
-        raise DataError(f"{source}: its values are in {name}, which is not read from a URL")
-    here = Path(file.filename).absolute()
-    for folder in (here.parent, here.resolve().parent):
-        if (folder / name).is_file():
-            return folder / name
-    raise DataError(f"{source}: its values are in {here.parent / name}, which is missing")
+    """The file `name` that a dataset's values are in, which is in the folder of the file.
+
+    As HDF5 has it: of a path that is not there any more, a file of the same name in the folder.
+    """
+    path = Path(dataset.file.filename).absolute().parent / name
+    if Path(name).is_absolute() and not path.is_file() and not dataset.external:
+        path = Path(dataset.file.filename).absolute().parent / path.name
+    check_beside(dataset.file, path, f"{source}: its values are in")
+    if not path.is_file():
+        raise DataError(f"{source}: its values are in {path}, which is missing")
+    return path
 
 
 def _check_external(dataset: Any, source: str) -> None:

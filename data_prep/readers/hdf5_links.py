@@ -5,8 +5,10 @@ h5py gives nothing for a link whose target is gone, as if it had never been ther
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from fmcortex.errors import DataError
@@ -46,19 +48,26 @@ def member(group: Any, name: str, source: str) -> Any:
         source: the file, for messages.
 
     Raises:
-        DataError: it is a link whose target, or whose target's file, is not there.
+        DataError: it is a link whose target, or whose target's file, is not there or is outside
+            the folder.
     """
     import h5py
 
     if not is_group(group):
         return None
+    path = group.name.strip("/")
+    where = f"{source}/{name}" if path and source.endswith(path) else f"{source}: {path}/{name}"
     link = None
     try:
         link = group.get(name, getlink=True)
-        return None if link is None else _open(group, name)
+        if link is None:
+            return None
+        found = _open(group, name)
+        # What HDF5 does not find beside the file it takes from where the process happens to run.
+        if found.file.filename != group.file.filename:
+            check_beside(group.file, Path(found.file.filename), f"{where}: is in")
+        return found
     except UNREADABLE as error:
-        path = group.name.strip("/")
-        where = f"{source}/{name}" if path and source.endswith(path) else f"{source}: {path}/{name}"
         if isinstance(link, h5py.ExternalLink):
             raise DataError(
                 f"{where}: is {link.path} of another file, {link.filename}, which is missing or"
@@ -69,6 +78,22 @@ def member(group: Any, name: str, source: str) -> Any:
                 f"{where}: is a link to {link.path}, which is not there or leads in a circle"
             ) from error
         raise DataError(f"{where}: cannot open: {error}") from error
+
+
+def check_beside(file: Any, other: Path, what: str) -> None:
+    """Refuse another file that is not in the folder of `file`, where a change of it is noticed.
+
+    Raises:
+        DataError: its message begins with `what`.
+    """
+    if file.driver == "fileobj":
+        raise DataError(f"{what} {other}, which is not read from a URL")
+    folder = Path(file.filename).absolute().parent
+    if not Path(os.path.normpath(other.absolute())).is_relative_to(os.path.normpath(folder)):
+        raise DataError(
+            f"{what} {other}, outside {folder}, where nothing would tell that it changed; put it"
+            " there"
+        )
 
 
 def _open(group: Any, name: str) -> Any:

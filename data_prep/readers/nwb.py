@@ -20,8 +20,8 @@ length within 0.1 s have as many frames as the shortest of them, and one that wa
 out. A condition that is shown often is a repeated video of the test tier (`repeats_for_test`),
 unless a column tells. Columns that are enumerated are read as the text that they stand for.
 
-A file whose parts are in others (links, virtual datasets, raw files outside) is read as one, if all
-are there; what was never written to it is refused, since HDF5 reads it as zeros.
+A file whose parts are in others of its folder (links, virtual datasets, raw files) is read as one,
+if all are there; what was never written to it is refused, since HDF5 reads it as zeros.
 
 What the release lacks: deconvolved traces (its Fluorescence is raw: `fmcortex deconvolve` makes
 activity of it once, in the folder `deconvolved`, or a lab's own is named as `responses`), areas

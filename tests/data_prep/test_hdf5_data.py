@@ -75,6 +75,46 @@ def test_virtual_dataset(path, close, monkeypatch, tmp_path_factory):
     refused(path, f"x: its values are in {other}, which is missing")
 
 
+def test_virtual_dataset_of_a_file_that_was_moved_with_it(path, close):
+    virtual(path, source=str(path.parent / "before" / "part.h5"))
+    np.testing.assert_array_equal(opened(path)[:], VALUES)
+    close()
+    path.with_name("before").mkdir()
+    path.with_name("part.h5").rename(path.parent / "before" / "part.h5")
+    np.testing.assert_array_equal(opened(path)[:], VALUES)
+
+
+@pytest.mark.parametrize("kind", ["virtual", "link", "raw"])
+def test_files_outside_the_folder(path, tmp_path_factory, kind):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    with h5py.File(elsewhere / "part.h5", "w") as file:
+        file["x"] = VALUES[:10]
+    VALUES.tofile(elsewhere / "values.raw")
+    for name in (str(elsewhere / "part.h5"), f"../{elsewhere.name}/part.h5"):
+        if kind == "virtual":
+            virtual(path, source=name)
+        else:
+            with h5py.File(path, "w") as file:
+                if kind == "link":
+                    file["x"] = h5py.ExternalLink(name, "/x")
+                else:
+                    raw = name.replace("part.h5", "values.raw")
+                    file.create_dataset("x", (20,), "f8", external=[(raw, 0, 160)])
+        refused(path, "x: is in " if kind == "link" else "x: its values are in", "outside")
+
+
+def test_file_where_the_process_runs_does_not_stand_in(path, tmp_path_factory, monkeypatch):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    with h5py.File(elsewhere / "part.h5", "w") as file:
+        file["x"] = VALUES[:10]
+    monkeypatch.chdir(elsewhere)
+    with h5py.File(path, "w") as file:
+        file["x"] = h5py.ExternalLink("part.h5", "/x")
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["x"][:], VALUES[:10])
+    refused(path, "x: is in part.h5, outside ")
+
+
 def test_virtual_dataset_of_another_file_than_it_was(path):
     other = virtual(path)
     for change, words in (
