@@ -28,17 +28,28 @@ class Watchdog:
     def __init__(self, seconds: float, report: Callable[[str, str], None]) -> None:
         self.seconds, self.report = seconds, report
         self.doing, self._last = "starting", time.monotonic()
+        self._beside = ""
+        self._owner = threading.get_ident()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
+        self._owner = threading.get_ident()
         self.beat("starting")
         self._thread.start()
         return self
 
     def beat(self, doing: str) -> None:
-        """Tell of progress, and of what is done next."""
-        self.doing, self._last = doing, time.monotonic()
+        """Tell of progress, and of what is done next.
+
+        What another thread tells, such as the one that writes checkpoints, is progress too; but the
+        process hangs in what its own thread does.
+        """
+        if threading.get_ident() == self._owner:
+            self.doing, self._beside = doing, ""
+        else:
+            self._beside = f"; beside it, last: {doing}"
+        self._last = time.monotonic()
 
     def _watch(self) -> None:
         while not self._stop.wait(min(1.0, self.seconds / 4)):
@@ -48,7 +59,10 @@ class Watchdog:
             silent = time.monotonic() - self._last
             if silent < self.seconds:
                 continue
-            what = f"no progress for {silent:.0f} s in: {self.doing} (cluster.watchdog_seconds)"
+            what = (
+                f"no progress for {silent:.0f} s (cluster.watchdog_seconds) in: "
+                f"{self.doing}{self._beside}"
+            )
             # In a thread of its own: the store that hangs may be where the report goes.
             told = threading.Thread(target=self.report, args=(what, all_stacks()), daemon=True)
             told.start()

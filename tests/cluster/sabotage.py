@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ import fmcortex.training.checkpoint
 import fmcortex.training.snapshot
 import fmcortex.training.step
 from cluster.engine import DeepSpeedEngine
+from cluster.watchdog import Watchdog
 from fmcortex import storage
 from fmcortex.errors import StorageError
 from fmcortex.training.step import Trainer
@@ -134,15 +137,50 @@ def sleep_for_ever() -> None:
         time.sleep(1)
 
 
+def impatient() -> Callable[[], None]:
+    """What shortens the watchdog's limit, once it is called: all before may take its time."""
+    made: list[Watchdog] = []
+    armed = threading.Event()
+    start, later = Watchdog.__enter__, faulthandler.dump_traceback_later
+
+    def entered(dog: Watchdog) -> Watchdog:
+        made.append(dog)
+        return start(dog)
+
+    def arm(timeout: float, **options: Any) -> None:
+        later(timeout, **options)
+        if timeout < 60:
+            armed.set()
+
+    def shorten() -> None:
+        made[0].seconds = 4.0
+        armed.wait()
+
+    Watchdog.__enter__ = entered  # type: ignore[method-assign]
+    faulthandler.dump_traceback_later = arm
+    return shorten
+
+
 def hang(how: str, rank: int) -> None:
     """Make rank 1 hang while it reads the clips of a later step."""
     cluster.watchdog.GRACE = 1.0
     if rank != 1:
         return
+    shorten = impatient()
     if how == "asleep":
-        nth_call(fmcortex.data.loader, "read_batch", 12, sleep_for_ever)
+
+        def sleep() -> None:
+            shorten()
+            sleep_for_ever()
+
+        nth_call(fmcortex.data.loader, "read_batch", 12, sleep)
     else:  # a foreign function that never gives back the interpreter's lock
-        nth_call(DeepSpeedEngine, "reduce", 6, lambda: ctypes.PyDLL(None).sleep(100))
+
+        def hold() -> None:
+            shorten()
+            ctypes.PyDLL(None).sleep(100)
+
+        nth_call(DeepSpeedEngine, "reduce", 6, hold)
 
 
 def refuse_writes(first: int, last: int, rank: int) -> None:

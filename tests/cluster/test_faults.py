@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from functools import partial
@@ -93,14 +94,17 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     "how", ["asleep", pytest.param("holding the lock", marks=pytest.mark.slow)]
 )
 def test_a_hang_ends_at_the_watchdogs_limit(run: RunConfig, tmp_path: Path, how: str) -> None:
-    config = changed(run, "cluster", watchdog_seconds=4.0)
     began = time.monotonic()
     with pytest.raises(Exception, match=rf"exit code {HUNG}|exit code 1|Connection|closed"):
-        run_ranks(config, 2, tmp_path / "hung", sabotage=partial(hang, how))
-    assert time.monotonic() - began < 100  # collectives would wait for half an hour
+        run_ranks(run, 2, tmp_path / "hung", sabotage=partial(hang, how))
+    assert time.monotonic() - began < 900  # collectives would wait for half an hour
     if how == "asleep":
-        told = Path(config.output, "hangs", "rank-1.txt").read_text()
-        assert "reading clips (cluster.watchdog_seconds)" in told.splitlines()[0]
+        told = Path(run.output, "hangs", "rank-1.txt").read_text()
+        # Whatever the thread that writes checkpoints was doing.
+        assert re.match(
+            r"no progress for \d+ s \(cluster\.watchdog_seconds\) in: step 5: reading clips(;|$)",
+            told.splitlines()[0],
+        )
         assert "sleep_for_ever" in told  # the stack of the thread that reads
     states = run_ranks(run, 2, tmp_path / "continued")
     assert same_bits(states, undisturbed(run, tmp_path))
