@@ -34,6 +34,9 @@ class Outside(Protocol):
     def start(self, done: int, note: str) -> None:
         """The rank has started, with so many steps done."""
 
+    def stage(self, what: str) -> None:
+        """What is done before the rank has started."""
+
     def tell(self, done: int, note: str) -> None:
         """So many steps are done."""
 
@@ -48,6 +51,9 @@ class Nobody:
     """Nothing surrounds the rank."""
 
     def start(self, done: int, note: str) -> None:
+        pass
+
+    def stage(self, what: str) -> None:
         pass
 
     def tell(self, done: int, note: str) -> None:
@@ -90,8 +96,9 @@ def train_rank(
     with Watchdog(config.cluster.watchdog_seconds, partial(_hung, config, rank, outside)) as dog:
         compute = choose(config.training.device, config.training.precision, local_rank)
         compute.activate()
+        outside.stage("reading the dataset")
         dataset = dataset_of(config)
-        start = start_rank(config, dataset, compute, rank, ranks, outside.say)
+        start = start_rank(config, dataset, compute, rank, ranks, outside.say, outside.stage)
         trainer, plan = start.trainer, start.trainer.plan
         if rank == 0:
             remove_unfinished(config.output)

@@ -12,6 +12,7 @@ import cluster.worker as worker
 from cluster.arrow import arrow_filesystem
 from cluster.loop import HANGS
 from cluster.placement import configured_costs, place_lanes
+from cluster.ray_place import cluster_address
 from cluster.ray_session import ray_session
 from cluster.signals import StopSignals
 from fmcortex import errors, storage
@@ -78,6 +79,7 @@ def pretrain(config: RunConfig, tags: dict[str, str] | None = None) -> PretrainR
 
 
 def _pretrain(config: RunConfig, tags: dict[str, str] | None, began: float) -> PretrainResult:
+    Progress("pretrain", config.training.steps).stage("opening the MLflow run")
     run = _open_run(config, tags)
     steps = config.training.steps
     try:
@@ -136,6 +138,7 @@ def check(config: RunConfig) -> None:
     costs = configured_costs(neurons_of(dataset, plan.sessions), config.cluster.costs)
     place_lanes(plan.lanes, costs, config.cluster.workers)
     tracking_uri(config.tracking, config.output)
+    cluster_address()
 
 
 def _check_finished(config: RunConfig) -> None:
@@ -200,7 +203,11 @@ def _run_workers(config: RunConfig, run: RunLog, stop: StopSignals) -> None:
     cluster = config.cluster
     # What Ray Train remembers of an earlier call; the checkpoints themselves say where to go on.
     storage.remove(storage.join(config.output, "checkpoints", "checkpoint_manager_snapshot.json"))
-    with ray_session(cluster.workers * cluster.cpus_per_worker) as ray:
+    cpus = cluster.workers * cluster.cpus_per_worker
+    with (
+        Progress("pretrain", config.training.steps) as progress,
+        ray_session(cpus, say=progress.stage) as ray,
+    ):
         stop.listen()  # Ray, when it starts, puts its own handlers in place
         from ray.train import FailureConfig, ScalingConfig
         from ray.train import RunConfig as RayRunConfig
@@ -238,7 +245,9 @@ def _run_workers(config: RunConfig, run: RunLog, stop: StopSignals) -> None:
                 failure_config=FailureConfig(max_failures=cluster.max_failures),
             ),
         )
-        with Follower(board, config.training.steps, stop):
+        of = "worker" if cluster.workers == 1 else "workers"
+        progress.stage(f"starting {cluster.workers} {of}")
+        with Follower(board, progress, stop):
             try:
                 trainer.fit()
             except Exception as error:
@@ -282,6 +291,7 @@ class Board:
 
     def __init__(self) -> None:
         self.done, self.note, self.starts, self.stop = 0, "", 0, False
+        self.stages: list[str] = []
         self.lines: list[str] = []
 
     def start(self, done: int, note: str) -> None:
@@ -292,6 +302,10 @@ class Board:
     def tell(self, done: int, note: str) -> None:
         """So many steps are done."""
         self.done, self.note = done, note
+
+    def stage(self, what: str) -> None:
+        """What the workers do before the first step."""
+        self.stages.append(what)
 
     def say(self, line: str) -> None:
         """A line for the user."""
@@ -305,23 +319,23 @@ class Board:
         """Whether the run shall stop."""
         return self.stop
 
-    def read(self) -> tuple[int, str, int, list[str]]:
-        """Steps done, a note, how often the workers have started, and lines not yet read."""
+    def read(self) -> tuple[int, str, int, list[str], list[str]]:
+        """Steps done, a note, how often the workers have started; stages and lines not yet read."""
         lines, self.lines = self.lines, []
-        return self.done, self.note, self.starts, lines
+        stages, self.stages = self.stages, []
+        return self.done, self.note, self.starts, stages, lines
 
 
 class Follower:
     """Between the board and the user, from a thread while the driver waits for Ray Train."""
 
-    def __init__(self, board: Any, steps: int, stop: StopSignals) -> None:
-        self.board, self.progress, self.stop = board, Progress("pretrain", steps), stop
+    def __init__(self, board: Any, progress: Progress, stop: StopSignals) -> None:
+        self.board, self.progress, self.stop = board, progress, stop
         self.end, self.starts, self.last, self.told = threading.Event(), 1, -1, False
         self.waits_until = time.monotonic() + PATIENCE
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> Follower:
-        self.progress.__enter__()
         self.thread.start()
         return self
 
@@ -337,9 +351,12 @@ class Follower:
             self.board.ask_to_stop.remote()
             self.told = True
         try:
-            done, note, starts, lines = ray.get(self.board.read.remote(), timeout=5)
+            done, note, starts, stages, lines = ray.get(self.board.read.remote(), timeout=5)
         except Exception:  # the board may be busy or going away; progress is not worth a crash
             return
+        for what in stages:
+            self.progress.stage(what)
+            self.waits_until = float("inf")  # they are there
         if starts == 0 and time.monotonic() > self.waits_until:
             free = ray.available_resources()
             self.progress.say(
@@ -360,7 +377,6 @@ class Follower:
         self.end.set()
         self.thread.join(timeout=10)
         self._look()
-        self.progress.__exit__(None, None, None)
 
 
 def _figures(config: RunConfig, run: RunLog) -> None:

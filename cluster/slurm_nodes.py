@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any
 
+from cluster.ray_place import answers
 from fmcortex.errors import FmcortexError
 
 
@@ -39,6 +40,8 @@ def wait_for_nodes(names: list[str], seconds: float) -> list[str]:
                 )
             try:
                 if not ray.is_initialized():
+                    if not answers(os.environ["RAY_ADDRESS"]):  # Ray itself would try for minutes
+                        raise ConnectionError("its head does not answer yet")
                     ray.init(logging_level=logging.CRITICAL, log_to_driver=False)
                 joined = {node["NodeName"]: node for node in ray.nodes() if node["Alive"]}
             except Exception as error:  # Ray has many ways to say that it is not there yet

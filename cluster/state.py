@@ -62,6 +62,7 @@ def start_rank(
     rank: int,
     ranks: int,
     warn: Callable[[str], None] = lambda line: None,
+    stage: Callable[[str], None] = lambda what: None,
 ) -> Start:
     """Make the state of this rank; all ranks must call it, after `torch.distributed` is up.
 
@@ -72,6 +73,7 @@ def start_rank(
         rank: of this process.
         ranks: of the run.
         warn: hears of checkpoints that are passed over; on rank 0.
+        stage: hears what is done.
 
     Raises:
         ConfigError: the configuration does not fit the dataset.
@@ -114,6 +116,7 @@ def start_rank(
     for module in (shared, *parts.values()):
         module.to(compute.device)
     shared.checkpoint_activations(config.training.checkpoint_activations)
+    stage("starting DeepSpeed")
     engine = DeepSpeedEngine(
         shared,
         config.training,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cluster.pretrain import absolute, pretrain
+from cluster.ray_place import cluster_address
 from cluster.ray_session import ray_session
 from fmcortex import storage
 from fmcortex.config import RunConfig
@@ -106,6 +107,8 @@ def _run_sweep(
 ) -> SweepResult:
     uri = tracking_uri(config.run.tracking, config.output)
     workers = config.run.cluster.workers if workers is None else workers
+    if workers:
+        cluster_address()  # before a run is opened in vain
     known = {point.key: load_point(config.output, point.key) for point in grid}
     parent = _open_parent(config, uri)
     failed: dict[str, str] = {}

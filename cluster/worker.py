@@ -12,6 +12,7 @@ from cluster.loop import train_rank
 from fmcortex import storage
 from fmcortex.config import RunConfig
 from fmcortex.errors import FmcortexError
+from fmcortex.home import do_without_home
 from fmcortex.tracking.run import RunLog
 from fmcortex.tracking.system import system_metrics
 
@@ -33,6 +34,7 @@ def train(arguments: dict[str, Any]) -> None:
     """
     import ray.train
 
+    do_without_home()  # the command's own machine may be another
     config = RunConfig.model_validate(arguments["config"])
     failure = storage.join(config.output, ERROR_FILE)
     if storage.exists(failure):
@@ -91,6 +93,10 @@ class OnBoard:
 
     def start(self, done: int, note: str) -> None:
         self.board.start.remote(done, note)
+
+    def stage(self, what: str) -> None:
+        if self.rank == 0:
+            self.board.stage.remote(what)
 
     def tell(self, done: int, note: str) -> None:
         self.board.tell.remote(done, note)

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_prep import deconvolve_blocks as on_disk
 from data_prep.deconvolution import DeconvolutionSettings, deconvolve
-from data_prep.parallel import Task, raise_failures, ray_cluster, run
+from data_prep.parallel import Task, raise_failures, run
 from data_prep.readers.deconvolved import (
     RECORD,
     FieldRecord,
@@ -42,19 +43,22 @@ def deconvolve_sessions(
     track: Callable[[int, int, str], None] | None = None,
     made: Callable[[Path], None] | None = None,
     skip_unknown: bool = False,
+    within: AbstractContextManager[Any] | None = None,
 ) -> None:
     """Deconvolve the recordings at `source` that have fluorescence and no activity yet.
 
     Args:
         source: a local folder of session folders, or one session's folder.
         settings: how; the defaults if None.
-        workers: Ray tasks at a time, over blocks of neurons; 0 works in this process.
+        workers: tasks at a time, over blocks of neurons, of the Ray that is connected; 0 works in
+            this process.
         progress: called with one line as each session is done.
         overwrite: make activity again that was made with other settings.
         track: called with the neurons done, those known of so far, and what is being done.
         made: called with the folder of each session whose activity was made here, now or before.
         skip_unknown: pass over folders beside the sessions that are of no known layout; otherwise
             they are refused before anything is done.
+        within: entered once there is something to do: what connects Ray, such as `ray_session`.
 
     Raises:
         ConfigError: activity is there that was made with other settings.
@@ -68,7 +72,7 @@ def deconvolve_sessions(
     note = made or (lambda folder: None)
     jobs = [DeconvolutionJob(folder, settings, overwrite, say, count, note) for folder in folders]
     try:
-        with ray_cluster(workers):
+        with within or nullcontext():
             run(jobs, workers)
     finally:
         for job in jobs:

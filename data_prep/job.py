@@ -10,9 +10,10 @@ and only if every session of the run succeeded.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any
 
-from data_prep.parallel import raise_failures, ray_cluster, run
+from data_prep.parallel import raise_failures, run
 from data_prep.readers.find import find_sessions
 from data_prep.session_job import SessionJob, session_bytes
 from data_prep.session_writer import MANIFEST
@@ -33,6 +34,7 @@ def prepare(
     overwrite: bool = False,
     track: Callable[[int, int, str], None] | None = None,
     skip_unknown: bool = False,
+    within: AbstractContextManager[Any] | None = None,
 ) -> DatasetManifest:
     """Prepare the recordings at `source` as a dataset at `to`, or what is missing there.
 
@@ -40,13 +42,15 @@ def prepare(
         source: a local folder of session folders, or one session's folder.
         to: any fsspec URL or local path; sessions already there are kept.
         settings: how to prepare them; the defaults if None.
-        workers: Ray tasks at a time, over sessions and parts of sessions; 0 works in this process.
+        workers: tasks at a time, over sessions and parts of sessions, of the Ray that is connected;
+            0 works in this process.
         progress: called with one line as each session is done.
         overwrite: prepare sessions again that are at the target with other settings; of these,
             shards that do not depend on what changed are kept.
         track: called with the sessions done, all sessions, and what is being done.
         skip_unknown: pass over folders beside the sessions that are of no known layout; otherwise
             they are refused before anything is done.
+        within: entered once there is something to do: what connects Ray, such as `ray_session`.
 
     Returns:
         The dataset's manifest.
@@ -79,7 +83,7 @@ def prepare(
             progress(line)
         note("")
 
-    with lock, ray_cluster(workers):
+    with lock, within or nullcontext():
         tiers = {}
         if settings.split == "made":
             tiers = made_tiers(folders, to, settings, workers, overwrite, note)

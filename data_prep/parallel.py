@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from fmcortex.errors import DataError, FmcortexError, WorkerError
+from fmcortex.errors import ConfigError, DataError, FmcortexError, WorkerError
 
 
 @dataclass
@@ -58,9 +56,11 @@ def run(jobs: Sequence[Job], workers: int) -> None:
 
     Args:
         jobs: that are done.
-        workers: Ray tasks at a time; 0 calls one after the other in this process.
+        workers: tasks at a time, of the Ray that is connected; 0 calls one after the other in this
+            process.
 
     Raises:
+        ConfigError: no Ray is connected.
         Exception: any but `FmcortexError` of a task is a defect and ends the run.
     """
     if workers == 0:
@@ -95,6 +95,8 @@ def _run_here(job: Job) -> None:
 def _run_on_ray(jobs: Sequence[Job], workers: int) -> None:
     import ray
 
+    if not ray.is_initialized():
+        raise ConfigError("workers: no Ray is connected; pass within=ray_session(workers), or 0")
     ahead = deque(jobs)
     active: list[_State] = []
     running: dict[Any, tuple[_State, Task]] = {}
@@ -155,23 +157,3 @@ def _result(reference: Any, task: Task) -> Any:
         # The worker died, most often for want of memory.
         first = str(error).strip().splitlines()[0]
         raise WorkerError(f"{task.arguments[0]}: the Ray worker died: {first}") from error
-
-
-@contextmanager
-def ray_cluster(workers: int) -> Iterator[None]:
-    """A Ray cluster of `workers` CPUs for the block, unless one is connected or `workers` is 0."""
-    if workers == 0:
-        yield
-        return
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(
-        num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -76,6 +76,13 @@ class Progress:
             return text
         return f"{text}, {duration((self.total - done) / rate)} left"
 
+    def stage(self, what: str) -> None:
+        """Tell what is being done before there is progress to tell of: starting, connecting."""
+        if self._bar is not None:
+            self._bar.update(self._task, note=what)
+        else:
+            print(f"{self.title}: {what}", file=self.stream, flush=True)
+
     def say(self, line: str) -> None:
         """Print a line without disturbing the bar."""
         if self._bar is not None:

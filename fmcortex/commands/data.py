@@ -122,6 +122,7 @@ def deconvolve_command(
     """
     from pathlib import Path
 
+    from cluster.ray_session import ray_session
     from data_prep.deconvolution import DeconvolutionSettings
     from data_prep.deconvolution_figure import draw_deconvolution
     from data_prep.deconvolve_job import deconvolve_sessions
@@ -142,8 +143,9 @@ def deconvolve_command(
                 draw_deconvolution(folder, to)
                 bar.say(to)
 
+        within = ray_session(workers, say=bar.stage) if workers else None
         deconvolve_sessions(
-            source, settings, workers, bar.say, overwrite, track, draw, skip_unknown
+            source, settings, workers, bar.say, overwrite, track, draw, skip_unknown, within
         )
 
 
@@ -174,6 +176,7 @@ def prep_command(
     and 2023, or the digital-twin layout. The command may be interrupted and run again; what is
     whole already is left alone.
     """
+    from cluster.ray_session import ray_session
     from data_prep.job import prepare
     from data_prep.settings import PrepSettings
     from fmcortex.config import validated, with_overrides
@@ -186,7 +189,10 @@ def prep_command(
             bar.total = total
             bar.update(done, what)
 
-        manifest = prepare(source, to, settings, workers, bar.say, overwrite, track, skip_unknown)
+        within = ray_session(workers, say=bar.stage) if workers else None
+        manifest = prepare(
+            source, to, settings, workers, bar.say, overwrite, track, skip_unknown, within
+        )
     neurons = sum(entry.neurons for entry in manifest.sessions)
     click.echo(
         f"{to}: {len(manifest.sessions)} sessions, {neurons} neurons, {manifest.movies} movies"

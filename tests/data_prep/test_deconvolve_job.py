@@ -14,6 +14,7 @@ from raw_recordings import KEEP, content, raw_scan, raw_session, run, setting
 from scipy.interpolate import interp1d
 from signals_session import NAME as SIGNALS
 
+from cluster.ray_session import ray_session
 from data_prep import deconvolve_blocks, deconvolve_job
 from data_prep.deconvolution import DeconvolutionSettings, decay_of
 from data_prep.deconvolve_blocks import blocks_of
@@ -214,7 +215,7 @@ def test_ray_workers_make_the_same(scan, session):
     whole = [content(folder) for folder in folders]
     for folder in folders:
         shutil.rmtree(folder)
-    run(scan, workers=2)
+    run(scan, workers=2, within=ray_session(2))
     assert [content(folder) for folder in folders] == whole
 
 

@@ -115,10 +115,12 @@ def test_killed_at_ten_random_moments(tmp_path: Path, split: str) -> None:
 
 ON_RAY = """
     import sys
+    from cluster.ray_session import ray_session
     from data_prep.job import prepare
     from data_prep.settings import PrepSettings
 
-    prepare(sys.argv[1], sys.argv[2], PrepSettings(trials_per_shard=3), workers=2)
+    settings = PrepSettings(trials_per_shard=3)
+    prepare(sys.argv[1], sys.argv[2], settings, workers=2, within=ray_session(2))
 """
 
 

@@ -13,6 +13,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from cluster.ray_session import ray_session
 from data_prep import job as prep_job
 from data_prep import session_job
 from data_prep.fingerprint import fingerprint, source_sha256
@@ -227,18 +228,19 @@ def test_ray_tasks_give_the_same_dataset_and_the_original_error(sensorium, twin,
         prepare(source, "memory://x", SETTINGS, workers=1)
     (other.folder / "units" / "3.npy").write_bytes(b"")
     with pytest.raises(DataError, match=r"8-5/units/3.npy: truncated") as caught:
-        prepare(source, str(tmp_path / "ray"), SETTINGS, workers=2)
+        prepare(source, str(tmp_path / "ray"), SETTINGS, workers=2, within=ray_session(2))
     assert type(caught.value) is DataError
     assert "\n" not in str(caught.value)
     assert not ray.is_initialized()
     shutil.rmtree(tmp_path / "source" / "8-5")
     twin()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40)
-    try:
+    with pytest.raises(ConfigError, match=r"workers: no Ray is connected"):
         prepare(source, str(tmp_path / "ray"), SETTINGS, workers=2)
+    with ray_session(2):
+        prepare(source, str(tmp_path / "ray"), SETTINGS, workers=2)
+        with ray_session(1):
+            pass
         assert ray.is_initialized()  # it stops only what it started
-    finally:
-        ray.shutdown()
     prepare(source, str(tmp_path / "here"), SETTINGS)
     assert tree(tmp_path / "ray") == tree(tmp_path / "here")
     assert recording.folder.name in open_dataset(str(tmp_path / "ray")).sessions
@@ -253,7 +255,7 @@ def test_a_ray_worker_that_dies_costs_no_shard(sensorium, tmp_path, monkeypatch)
 
     monkeypatch.setattr(session_job, "finish_task", die)
     with pytest.raises(WorkerError, match=f"^{recording.folder}: the Ray worker died: ") as caught:
-        prepare(str(recording.folder), str(to), SETTINGS, workers=1)
+        prepare(str(recording.folder), str(to), SETTINGS, workers=1, within=ray_session(1))
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
     assert not list(to.rglob("manifest.json"))
