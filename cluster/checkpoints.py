@@ -37,6 +37,8 @@ from fmcortex.training.snapshot import Snapshot, write_snapshot
 
 #: Seconds to wait before a file is tried again.
 BACK_OFF = (1.0, 4.0, 10.0)
+#: Niceness of the thread that writes.
+BACKGROUND = 10
 
 Loaded = TypeVar("Loaded")
 
@@ -202,9 +204,15 @@ class Saver:
 
 def _step_back() -> None:
     """Let this thread use what training leaves of the processor (on Linux, where threads have a
-    priority of their own)."""
+    priority of their own).
+
+    Ray starts its workers at a lower priority still, and only root may raise one.
+    """
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        thread = threading.get_native_id()
+        if os.getpriority(os.PRIO_PROCESS, thread) < BACKGROUND:
+            with suppress(OSError):  # a sandbox may refuse; the files are what counts
+                os.setpriority(os.PRIO_PROCESS, thread, BACKGROUND)
 
 
 def load_newest(

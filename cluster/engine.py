@@ -30,10 +30,13 @@ def import_deepspeed() -> Any:
     """DeepSpeed, set up so that CPU runs need no compiler.
 
     On a CPU its communication would compile a shared-memory operator, half a minute on every new
-    machine, and leave a lock behind where that is interrupted.
+    machine, and leave a lock behind where that is interrupted. And in every step of ZeRO 3 it would
+    run `numactl` to count the CPU's devices, which fails where a folder of the PATH may not be
+    read. One is what it counts without `numactl`.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ.setdefault("LOCAL_SIZE", "1")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     import deepspeed
     import deepspeed.ops

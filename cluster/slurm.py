@@ -225,7 +225,8 @@ def _call(command: list[str], stdin: str | None = None) -> str:
     program = command[0]
     try:
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120)
-    except FileNotFoundError as error:
+    # The latter, where a folder of the PATH may not be read.
+    except (FileNotFoundError, PermissionError) as error:
         raise FmcortexError(
             f"{program}: not found; SLURM is submitted to from one of its login nodes"
         ) from error

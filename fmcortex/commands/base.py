@@ -80,6 +80,10 @@ def cli() -> None:
     The way: simulate (or bring recordings) -> prep -> pretrain -> transfer -> evaluate ->
     register -> report. Every command has its own --help with an example.
     """
+    from fmcortex.home import do_without_home
+
+    if (line := do_without_home()) is not None:
+        click.echo(line, err=True)
 
 
 def command(

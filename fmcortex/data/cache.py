@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import tempfile
 import threading
 import time
 import uuid
@@ -42,7 +43,10 @@ def default_cache_folder() -> str:
         return folder
     caches = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(caches):  # the standard says to ignore others
-        caches = os.path.join(os.path.expanduser("~"), ".cache")
+        home = os.path.expanduser("~")
+        if not os.path.isabs(home):  # no HOME, and a user id that the system does not know
+            home = os.path.join(tempfile.gettempdir(), f"fmcortex-{os.getuid()}")
+        caches = os.path.join(home, ".cache")
     return os.path.join(caches, "fmcortex")
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fmcortex import storage
+from fmcortex.data.cache import default_cache_folder
 from fmcortex.errors import CheckpointError, ConfigError, without_secrets
 from fmcortex.tracking.run import RunLog, client, environment, to_share
 from fmcortex.training.checkpoint import (
@@ -302,11 +303,7 @@ def _download(model: str, uri: str, folder: Path) -> None:
 
 
 def _cache() -> Path:
-    chosen = os.environ.get("FMCORTEX_CACHE")
-    if chosen:
-        return Path(chosen) / "models"
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "fmcortex" / "models"
+    return Path(default_cache_folder()) / "models"
 
 
 def _quoted(name: str) -> str:

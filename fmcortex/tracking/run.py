@@ -164,7 +164,7 @@ def environment() -> dict[str, str]:
         )
         if commit.returncode == 0:
             found["git_commit"] = commit.stdout.strip()
-    except OSError:
+    except (OSError, subprocess.SubprocessError):  # the latter where it took too long
         pass
     return found
 
