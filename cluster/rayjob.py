@@ -181,7 +181,7 @@ def _fill(
     config_map["data"] = {"run.yaml": yaml.safe_dump(config, sort_keys=False)}
     words = ["fmcortex", command[0]]
     words += [_CONFIG_FILE] if command[0] == "sweep" else ["--config", _CONFIG_FILE]
-    if "--workers" not in command:
+    if not any(word == "--workers" or word.startswith("--workers=") for word in command):
         words += ["--workers", str(workers["replicas"] * max(gpus, 1))]
     spec["entrypoint"] = shlex.join(words + command[1:])
 

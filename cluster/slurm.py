@@ -17,6 +17,9 @@ from fmcortex.errors import ConfigError, FmcortexError
 #: The batch script, which lies beside the packages in a checkout.
 TEMPLATE = Path(__file__).resolve().parent.parent / "slurm" / "pretrain.sbatch"
 
+#: The commands that run on Ray, on all nodes; the script has the same list.
+ON_RAY = ("pretrain", "sweep", "prep", "deconvolve")
+
 _DIRECTIVE = re.compile(r"^#SBATCH\s+--(?P<name>[a-z-]+)")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from fmcortex.commands.base import CONTEXT, cli, command, read_config, run_options
 
@@ -32,6 +33,40 @@ def job_options(function: Any) -> Any:
     return function
 
 
+def checked(words: tuple[str, ...]) -> str:
+    """Find out now, rather than in the job, that a command and its options are not right.
+
+    Args:
+        words: the command's name and its arguments.
+
+    Returns:
+        The name.
+
+    Raises:
+        click.UsageError: as the command itself would.
+        ConfigError: the configuration of a training is wrong.
+    """
+    rest, found = list(words), click.Context(cli, info_name="fmcortex")
+    while isinstance(found.command, click.Group):
+        group = found.command
+        if not rest:
+            raise click.UsageError(f"{group.name}: name one of its commands", found)
+        if group is cli and rest[0] == submit_group.name:
+            raise click.UsageError("submit itself cannot be submitted", found)
+        name, inner, rest = group.resolve_command(found, rest)
+        assert name is not None
+        assert inner is not None
+        if isinstance(inner, click.Group):
+            found = click.Context(inner, parent=found, info_name=name)
+        else:
+            found = inner.make_context(name, rest, parent=found)
+    given = found.params
+    if found.command.name in ("pretrain", "transfer", "individual"):
+        workers = given.get("workers")
+        read_config(given["path"], given["output"], given["overrides"], cluster__workers=workers)
+    return words[0]
+
+
 @command(
     "slurm",
     "fmcortex submit slurm --nodes 4 --gpus-per-node 8 --job partition=gpu \\\n"
@@ -50,11 +85,16 @@ def slurm_command(
 ) -> None:
     """Submit a command of fmcortex, with its own arguments, as a SLURM job.
 
-    ARGUMENTS are those of the command: `pretrain --config FILE ...` or `sweep FILE ...`.
+    ARGUMENTS are those of the command: `pretrain --config FILE ...` or `sweep FILE ...`. They are
+    checked before anything is submitted. Commands that do not run on Ray, such as `transfer`, take
+    one node unless --nodes says otherwise.
     """
-    from cluster.slurm import SlurmJob, render, submit
+    from cluster.slurm import ON_RAY, SlurmJob, render, submit
     from fmcortex.config import validated, with_overrides
 
+    asked = click.get_current_context().get_parameter_source("nodes")
+    if checked(arguments) not in ON_RAY and asked is ParameterSource.DEFAULT:
+        nodes = 1
     values: dict[str, Any] = {"nodes": nodes, "gpus_per_node": gpus_per_node}
     job = validated(SlurmJob, with_overrides(values, settings, SlurmJob, "--job"), "--job")
     if dry_run:

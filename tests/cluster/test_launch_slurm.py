@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 from pydantic import ValidationError
 
 from cluster import slurm, slurm_nodes
 from cluster.slurm import SlurmJob
+from fmcortex.cli import cli
 from fmcortex.errors import ConfigError, FmcortexError
 
 COMMAND = ["pretrain", "--config", "a file.yaml", "--set", "data.url=it's $HOME `x`\n#SBATCH -N9"]
@@ -218,3 +222,126 @@ def test_waiting_for_nodes_needs_a_cluster(
     with pytest.raises(SystemExit):
         slurm_nodes.main(["node1"])
     assert "RAY_ADDRESS is not set" in capsys.readouterr().err
+
+
+def test_the_script_knows_which_commands_run_on_ray() -> None:
+    def on_ray(one: click.Command) -> bool:
+        options = [p for p in one.params if isinstance(p, click.Option)]
+        return any(p.name == "workers" and "Ray" in (p.help or "") for p in options)
+
+    assert {name for name, one in cli.commands.items() if on_ray(one)} == set(slurm.ON_RAY)
+    assert f"    {' | '.join(slurm.ON_RAY)}) on_ray=1 ;;" in slurm.TEMPLATE.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("nonsense", "No such command 'nonsense'"),
+        ("pretrain --nonsense", r"No such option:? '?--nonsense"),
+        ("transfer --workers 2 --from x", r"No such option:? '?--workers"),
+        ("transfer --session m", "Missing option '--from'"),
+        ("prep here", "Missing option '--to'"),
+        ("data", "data: name one of its commands"),
+        ("data nonsense x", "No such command 'nonsense'"),
+        ("submit slurm pretrain", "submit itself cannot be submitted"),
+        ("--nodes 2", r"No such option:? '?--nodes"),
+        ("pretrain --set training.nonsense=1", "training.nonsense"),
+        ("pretrain --set data.url=x --workers 0", "workers"),
+        ("transfer --from x --set model.preset=none", "model.preset"),
+        ("pretrain --config nowhere.yaml", "nowhere.yaml"),
+    ],
+)
+@pytest.mark.parametrize("dry", [True, False])
+def test_the_command_is_parsed_before_anything_is_submitted(
+    words: str, message: str, dry: bool, programs: Path, tmp_path: Path
+) -> None:
+    program(programs, "sbatch", f"echo > {tmp_path}/called; echo 42")
+    arguments = ["submit", "slurm", *(["--dry-run"] if dry else []), "--", *words.split()]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code != 0
+    assert re.search(message, done.output + str(done.exception))
+    assert not (tmp_path / "called").exists()
+    assert "#!/bin/bash" not in done.output
+
+
+def test_a_command_without_workers_gets_none_and_one_node() -> None:
+    def made(*words: str) -> list[str]:
+        done = CliRunner().invoke(cli, ["submit", "slurm", "--dry-run", *words])
+        assert done.exit_code == 0, done.output
+        return header(done.output)
+
+    transfer = ("transfer", "--from", "runs/first", "--set", "data.url=prepared")
+    assert "--nodes=1" in made(*transfer)
+    assert "--nodes=2" in made("pretrain", "--set", "data.url=prepared")
+    assert "--nodes=3" in made("--nodes", "3", *transfer)
+    assert "--nodes=2" in made("prep", "recordings", "--to", "prepared")
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        ("--config a.yaml", "pretrain --workers 1 --config a.yaml"),
+        ("prep here --to there", "prep --workers 1 here --to there"),
+        ("sweep --workers=3 a.yaml", "sweep --workers=3 a.yaml"),
+        ("pretrain --set=cluster.workers=3", "pretrain --set=cluster.workers=3"),
+        ("transfer --from x", "transfer --from x"),
+        ("data verify x", "data verify x"),
+    ],
+)
+def test_what_the_script_calls_in_a_job_of_no_environment(
+    words: str, given: str, programs: Path, tmp_path: Path
+) -> None:
+    """With --export=NONE; stand-ins for SLURM's programs do as their manuals say."""
+    told = f'echo "$*" > {tmp_path}/called'
+    program(programs, "fmcortex", told)
+    program(programs, "ray", "exit 1")
+    # All nodes have joined, once there is a step.
+    program(programs, "python", f"until [[ -s {tmp_path}/pid ]]; do sleep 0.02; done")
+    reaches = f'[[ " $* " == *" --export=ALL "* ]] && echo "$RAY_ADDRESS" > {tmp_path}/step'
+    program(programs, "srun", f"{reaches}\necho $$ > {tmp_path}/pid\nexec sleep 60")
+    program(programs, "scancel", f"kill $(< {tmp_path}/pid)")
+    program(programs, "scontrol", 'echo "NodeName=node1 NodeAddr=127.0.0.1 x=y"')
+    job = {
+        "PATH": f"{programs}:/usr/bin:/bin",
+        "SLURM_JOB_ID": "1234567",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_JOB_NODELIST": "node1",
+        "SLURMD_NODENAME": "node1",
+        "SLURM_CPUS_ON_NODE": "1",
+        "SLURM_EXPORT_ENV": "NONE",
+    }
+    done = subprocess.run(
+        ["/bin/bash", str(slurm.TEMPLATE), *words.split()],
+        capture_output=True,
+        text=True,
+        env=job,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "called").read_text().strip() == given
+    step = tmp_path / "step"
+    on_ray = given.split()[0] in slurm.ON_RAY
+    assert step.exists() == on_ray
+    assert not on_ray or step.read_text().startswith("127.0.0.1:")
+
+
+def test_a_long_folder_of_sockets_is_refused_by_the_script(programs: Path) -> None:
+    for name in ("fmcortex", "ray", "python"):
+        program(programs, name, "exit 1")
+    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "1", "FMCORTEX_TMP": "/tmp/" + 60 * "x"}
+    done = subprocess.run(
+        ["/bin/bash", str(slurm.TEMPLATE), "--workers", "1"],
+        capture_output=True,
+        text=True,
+        env={"PATH": f"{programs}:/usr/bin:/bin", **job},
+    )
+    assert done.returncode == 1
+    assert "FMCORTEX_TMP: /tmp/xxx" in done.stderr
+    assert "too long for the names of Ray's sockets" in done.stderr
+
+
+def test_the_configurations_that_the_script_names_are_there() -> None:
+    named = re.findall(r"configs/[a-z_]+\.yaml", slurm.TEMPLATE.read_text())
+    assert named
+    for one in named:
+        assert (slurm.TEMPLATE.parents[1] / one).is_file(), one
