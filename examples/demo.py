@@ -148,6 +148,7 @@ def finish(folder: Path, runs: dict[str, str], seconds: dict[str, float], total:
         "Median CC_norm on held-out natural movies",
         ["model", "mouse", "CC_norm", "other videos", "steps", "seconds", "workers"],
         rows,
+        keys=2,
     )
     print(
         f"report {folder / 'report.html'}\nsummary {folder / 'summary.json'}\n{total:.0f} s in all"

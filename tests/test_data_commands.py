@@ -10,6 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fmcortex.cli import cli
+from fmcortex.data.dataset import open_dataset
+from fmcortex.data.manifest import Excluded
+from fmcortex.data.peek import find_trial
 from fmcortex.errors import DataError
 
 
@@ -35,19 +38,49 @@ def test_info(prepared: str) -> None:
 
 
 def test_peek(prepared: str, tmp_path: Path) -> None:
+    """The trial that is shown is the one of that name, of whatever tier."""
     figure = tmp_path / "trial.png"
-    words = ("peek", prepared, "--session", "mouse02-1-1", "--trial", "1", "--figure", str(figure))
+    session = open_dataset(prepared).session("mouse02-1-1")
+    manifest = session.manifest
+    last = manifest.trials[-1].key
+    words = ("peek", prepared, "--session", "mouse02-1-1", "--trial", last, "--figure", str(figure))
     out = run(*words)
     assert out.exit_code == 0, out.exception
-    for word in ("mouse02-1-1", "stimulus", "responses", "x 12"):
+    for word in (f"mouse02-1-1, trial {last} (train)", "stimulus", "responses", "x 12"):
         assert word in out.output
     assert figure.read_bytes().startswith(b"\x89PNG")
+    repeat = manifest.videos[0].shown[1]
+    out = run("peek", prepared, "--session", "mouse02-1-1", "--trial", repeat.key)
+    assert f"trial {repeat.key} ({manifest.videos[0].tier}): {repeat.domain}" in out.output
+    arrays = session.video(manifest.videos[0].name)
+    assert f"{arrays.responses[1].max():.3f}" in out.output
     for words, message in (
-        (("--trial", "999"), "has training trials 0 to"),
+        (("--trial", "999"), "no trial 999; the .* called such as"),
+        (("--trial", "-1"), "no trial -1"),
         (("--session", "nobody"), "no session 'nobody'"),
     ):
         with pytest.raises(DataError, match=message):
             raise run("peek", prepared, *words).exception  # type: ignore[misc]
+
+
+def test_a_trial_is_found_by_its_name_and_not_by_its_place(
+    prepared: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = open_dataset(prepared).session("mouse02-1-1")
+    trials = [t for t in session.manifest.trials if t.key not in ("1", "2")]
+    monkeypatch.setattr(session, "manifest", session.manifest.model_copy(update={"trials": trials}))
+    assert trials[3].key != "3"
+    assert find_trial(session, "3")[0].key == "3"
+    assert find_trial(session, None) == (trials[0], "train")
+
+
+def test_peek_at_a_trial_that_was_left_out(prepared: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = open_dataset(prepared).session("mouse02-1-1")
+    left_out = Excluded(trial="77", tier="train", reason="pupil lacks")
+    changed = session.manifest.model_copy(update={"excluded": [left_out]})
+    monkeypatch.setattr(session, "manifest", changed)
+    with pytest.raises(DataError, match="trial 77 was left out: pupil lacks"):
+        find_trial(session, "77")
 
 
 def test_verify_names_what_is_damaged(prepared: str, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def ls_command(url: str) -> None:
         ]
         for s in shards_of(url)
     ]
-    print_table(url, ["session", "shard", "trials", "seconds", "MB"], rows)
+    print_table(url, ["session", "shard", "trials", "seconds", "MB"], rows, keys=2)
 
 
 @command("info", "fmcortex data info prepared", data_group)
@@ -104,33 +104,29 @@ def verify_command(url: str) -> None:
 @click.argument("url")
 @click.option("--session", help="A session  [default: the first]")
 @click.option(
-    "--trial", type=click.IntRange(0, 10**9), default=0, help="Number of a training trial."
+    "--trial", metavar="NAME", help="As the recording calls it  [default: the first of training]"
 )
 @click.option("--figure", metavar="FILE", help="Draw the trial into this image file.")
-def peek_command(url: str, session: str | None, trial: int, figure: str | None) -> None:
+def peek_command(url: str, session: str | None, trial: str | None, figure: str | None) -> None:
     """Print what is in a trial of the prepared dataset at URL, and draw it."""
     from fmcortex.data.dataset import open_dataset
-    from fmcortex.data.peek import draw_trial, summary
+    from fmcortex.data.peek import draw_trial, find_trial, summary
     from fmcortex.tables import print_table
 
     dataset = open_dataset(url)
     opened = dataset.session(session or dataset.sessions[0])
     manifest = opened.manifest
-    if not 0 <= trial < len(manifest.trials):
-        raise DataError(
-            f"{url}: session {manifest.session} has training trials 0 to"
-            f" {len(manifest.trials) - 1}, not {trial}"
-        )
-    entry, arrays = manifest.trials[trial], opened.trial(trial)
+    entry, tier = find_trial(opened, trial)
+    arrays = opened.arrays_of(entry)
     title = (
-        f"{manifest.session}, trial {entry.key}: {entry.domain}, "
+        f"{manifest.session}, trial {entry.key} ({tier}): {entry.domain}, "
         f"{entry.frames / manifest.frame_rate:.1f} s, movie {entry.movie[:12]}, "
         f"{manifest.shards[entry.shard].name}"
     )
     columns = ["array", "shape", "dtype", "least", "mean", "greatest"]
     print_table(title, columns, summary(arrays))
     if figure is not None:
-        draw_trial(opened, trial, arrays, figure)
+        draw_trial(opened, entry, arrays, figure)
         click.echo(figure)
 
 
@@ -240,7 +236,7 @@ def leaks_command(url: str, as_json: bool) -> None:
         for leak in found
     ]
     columns = ["trained on", "in", "held out", "in", "movies"]
-    print_table(f"{url}: {len(found)} leaks", columns, rows)
+    print_table(f"{url}: {len(found)} leaks", columns, rows, keys=3)
 
 
 def _some(names: Any, most: int = 2) -> str:

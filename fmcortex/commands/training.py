@@ -209,4 +209,5 @@ def _print_scores(title: str, scores: list[SessionScore]) -> None:
         f"{title}: medians over neurons",
         ["session", "domain", "neurons", "no CC_max", "CC_abs", "CC_max", "CC_norm", "baseline"],
         rows,
+        keys=2,
     )

@@ -82,6 +82,14 @@ class PreparedSession:
             raise IndexError(f"trial {number} of {len(self.manifest.trials)}")
         return self.window(number, 0, self.manifest.trials[number].frames)
 
+    def arrays_of(self, trial: Trial) -> TrialArrays:
+        """The whole of a trial of the manifest, of whatever tier.
+
+        Raises:
+            DataError, StorageError: as `window`.
+        """
+        return self._window(trial, 0, trial.frames)
+
     def window(
         self, number: int, start: int, frames: int, out: TrialArrays | None = None
     ) -> TrialArrays:

@@ -8,10 +8,40 @@ import numpy as np
 
 from fmcortex import storage
 from fmcortex.data.dataset import PreparedSession
+from fmcortex.data.manifest import Trial
 from fmcortex.data.shards import ARRAYS, TrialArrays
+from fmcortex.errors import DataError
 
 #: Frames of the movie that are drawn.
 _SHOWN = 8
+
+
+def find_trial(session: PreparedSession, key: str | None) -> tuple[Trial, str]:
+    """A trial of a session, of whatever tier, and its tier.
+
+    Args:
+        session: of the trial.
+        key: what the recording calls the trial; None for the first of training.
+
+    Raises:
+        DataError: the session has none of that name.
+    """
+    manifest = session.manifest
+    if key is None:
+        return manifest.trials[0], "train"
+    known = {trial.key: (trial, "train") for trial in manifest.trials}
+    for video in manifest.videos:
+        known |= {trial.key: (trial, video.tier) for trial in video.shown}
+    if key in known:
+        return known[key]
+    for left_out in manifest.excluded:
+        if left_out.trial == key:
+            raise DataError(f"{session.url}: trial {key} was left out: {left_out.reason}")
+    names = [trial.key for trial in manifest.trials]
+    raise DataError(
+        f"{session.url}: no trial {key}; the {len(known)} that it has are called such as "
+        f"{', '.join(names[:3])}"
+    )
 
 
 def summary(arrays: TrialArrays) -> list[list[str]]:
@@ -24,12 +54,12 @@ def summary(arrays: TrialArrays) -> list[list[str]]:
     return rows
 
 
-def draw_trial(session: PreparedSession, number: int, arrays: TrialArrays, to: str) -> None:
-    """Draw frames of the movie, the responses and the behaviour of a training trial.
+def draw_trial(session: PreparedSession, trial: Trial, arrays: TrialArrays, to: str) -> None:
+    """Draw frames of the movie, the responses and the behaviour of a trial.
 
     Args:
         session: of the trial.
-        number: of the trial.
+        trial: as the manifest has it.
         arrays: of the trial.
         to: URL or path of the image; its suffix tells the format.
 
@@ -71,7 +101,6 @@ def draw_trial(session: PreparedSession, number: int, arrays: TrialArrays, to: s
         axes.set_ylabel(f"{label}\n(standardised)", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("seconds since the first frame")
-    trial = manifest.trials[number]
     figure.suptitle(f"{manifest.session}, trial {trial.key}, {trial.domain}", fontsize=11)
     stream = io.BytesIO()
     suffix = to.rpartition(".")[2] if "." in to.rpartition("/")[2] else "png"

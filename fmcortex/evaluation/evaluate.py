@@ -81,7 +81,11 @@ class SessionScore(BaseModel):
         for score in self.domains:
             if score.domain == name:
                 return score
-        raise DataError(f"session {self.session}: no {self.tier} videos of domain {name}")
+        known = ", ".join(score.domain for score in self.domains)
+        raise DataError(
+            f"session {self.session}: no {self.tier} videos of domain {name!r}; its domains are "
+            f"{known}"
+        )
 
 
 def predict_video(
@@ -150,21 +154,49 @@ def evaluate_session(
     videos = session.videos(tier)
     wanted = sorted({v.domain for v in videos}) if domains is None else list(domains)
     if not wanted:
-        raise DataError(f"session {name}: no {tier} videos to evaluate on")
+        raise DataError(
+            f"session {name}: no {tier} videos to evaluate on{_elsewhere(session, tier)}"
+        )
+    for domain in wanted:
+        check_domain(session, tier, domain)
     was_training = network.training
     network.eval()
     scores, per_neuron = [], {}
     try:
         for domain in wanted:
             chosen = [v for v in videos if v.domain == domain]
-            if not chosen:
-                raise DataError(f"session {name}: no {tier} videos of domain {domain}")
             score, neurons = _score_domain(network, session, chosen, burnin, baseline, on_video)
             scores.append(score)
             per_neuron[domain] = neurons
     finally:
         network.train(was_training)
     return SessionScore(session=name, tier=tier, domains=scores, per_neuron=per_neuron)
+
+
+def _elsewhere(session: PreparedSession, tier: str) -> str:
+    """What to add to "there are no videos": which there are, and how to score these."""
+    for other in ("test", "validation"):
+        found = len(session.videos(other))
+        if found and other != tier:
+            return f"; there are {found} {other} videos: evaluate on these with --tier {other}"
+    return ": no video was repeated"
+
+
+def check_domain(session: PreparedSession, tier: str, domain: str) -> None:
+    """Refuse a domain of which the session has no videos.
+
+    Raises:
+        DataError: naming those that it has.
+    """
+    if session.videos(tier, domain):
+        return
+    known = sorted({video.domain for video in session.videos(tier)})
+    said = f"session {session.manifest.session}: no {tier} videos of domain {domain!r}"
+    if not known:
+        raise DataError(said + _elsewhere(session, tier))
+    others = [o for o in ("test", "validation") if o != tier and session.videos(o, domain)]
+    hint = f"; --tier {others[0]} has it" if others else ""
+    raise DataError(f"{said}; its domains are {', '.join(known)}{hint}")
 
 
 def _score_domain(

@@ -8,7 +8,7 @@ its result, so that a finished one is known again whatever else has changed in t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -29,8 +29,8 @@ from fmcortex.config import (
 )
 from fmcortex.data.dataset import PreparedDataset
 from fmcortex.data.subset import nested_trials, seed_of
-from fmcortex.errors import ConfigError
-from fmcortex.evaluation.evaluate import NATURAL
+from fmcortex.errors import ConfigError, DataError
+from fmcortex.evaluation.evaluate import NATURAL, check_domain
 from fmcortex.scaling.power_law import Form
 from fmcortex.scaling.results import Axis
 from fmcortex.yaml_text import SettingsOf
@@ -164,7 +164,7 @@ def points(config: SweepConfig, dataset: PreparedDataset) -> list[Point]:
         dataset: that `config.base` names.
 
     Raises:
-        ConfigError: there are not so many mice or minutes.
+        ConfigError: there are not so many mice or minutes, or no videos to score them on.
     """
     base = config.run
     order = nested_order(_candidates(config, base, dataset), config.order_seed)
@@ -179,7 +179,17 @@ def points(config: SweepConfig, dataset: PreparedDataset) -> list[Point]:
         for minutes in config.minutes
         for seed in config.seeds
     ]
+    _check_metric(config, dataset, {name for point in found for name in point.scored})
     return sorted(found, key=lambda p: (p.neuron_hours, p.mice, p.seed))
+
+
+def _check_metric(config: SweepConfig, dataset: PreparedDataset, scored: Iterable[str]) -> None:
+    """Refuse, before anything is trained, a domain or tier that a scored session has not."""
+    for name in sorted(scored):
+        try:
+            check_domain(dataset.session(name), config.metric.tier, config.metric.domain)
+        except DataError as error:
+            raise ConfigError(f"metric: {error}") from error
 
 
 def _candidates(config: SweepConfig, base: RunConfig, dataset: PreparedDataset) -> list[str]:

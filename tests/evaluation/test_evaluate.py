@@ -158,7 +158,9 @@ def test_tiers_and_domains(network: Network, session: PreparedSession, score: Se
     assert heard == ["validation_natural_movie-0"]
     [domain] = one.domains
     assert (domain.videos, domain.repeats, domain.baseline_cc_norm) == (1, 3, None)
-    with pytest.raises(DataError, match="no validation videos of domain drifting_gabor"):
+    with pytest.raises(
+        DataError, match="no validation videos of domain 'drifting_gabor'; its domains are natural"
+    ):
         one.domain("drifting_gabor")
 
 
@@ -211,12 +213,34 @@ def test_dropout_is_off_and_the_mode_is_kept(network: Network, session: Prepared
     hook.remove()
 
 
+def test_a_dataset_that_has_only_videos_of_the_other_tier(
+    network: Network, session: PreparedSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos = session.manifest.videos
+    validation = [video for video in videos if video.tier == "validation"]
+    for kept, tier, said in (
+        (validation, "test", "there are 1 validation videos: evaluate on these with --tier val"),
+        (videos[:0], "test", "no test videos to evaluate on: no video was repeated"),
+    ):
+        left = session.manifest.model_copy(update={"videos": kept})
+        monkeypatch.setattr(session, "manifest", left)
+        with pytest.raises(DataError, match=said):
+            evaluate_session(network, session, tier)
+        with pytest.raises(DataError, match=r"validation videos|no video was repeated"):
+            evaluate_session(network, session, tier, ["natural_movie"])
+
+
 def test_what_is_refused(network: Network, session: PreparedSession, prepared: str) -> None:
     other = open_dataset(prepared).session("mouse02-1-1")
     with pytest.raises(DataError, match="mouse02-1-1: the network has 7 neurons, the dataset 12"):
         evaluate_session(network, other)
-    with pytest.raises(DataError, match="mouse01-1-1: no test videos of domain dots"):
-        evaluate_session(network, session, domains=["dots"])
+    with pytest.raises(
+        DataError,
+        match="mouse01-1-1: no test videos of domain 'dots'; its domains are drifting_gabor, nat",
+    ):
+        evaluate_session(network, session, domains=["natural_movie", "dots"])
+    with pytest.raises(DataError, match="are natural_movie; --tier test has it"):
+        evaluate_session(network, session, "validation", ["drifting_gabor"])
     with pytest.raises(DataError, match="no train videos to evaluate on"):
         evaluate_session(network, session, tier="train")
     with pytest.raises(DataError, match="no frames after the burn-in of 89"):
