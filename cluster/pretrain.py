@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,10 @@ from fmcortex.config import RunConfig
 from fmcortex.errors import CheckpointError, ConfigError, FmcortexError, Preempted
 from fmcortex.lock import Lock
 from fmcortex.progress import Progress
-from fmcortex.tracking.run import RunLog, start_run, tracking_uri
+from fmcortex.tracking.resume import open_run
+from fmcortex.tracking.run import RunLog, tracking_uri
+from fmcortex.tracking.run_file import RunFile, read_run_file, write_run_file
+from fmcortex.tracking.store import to_stderr, why
 from fmcortex.training.checkpoint import (
     Checkpoint,
     latest_step,
@@ -29,7 +31,6 @@ from fmcortex.training.checkpoint import (
 )
 from fmcortex.training.fit import dataset_of, neurons_of, plan_of, sessions_of
 
-RUN_FILE = "run.json"
 #: Seconds after which it is said that workers have not started yet.
 PATIENCE = 60.0
 #: Settings of `training` that may change when a run goes on.
@@ -105,8 +106,10 @@ def _pretrain(config: RunConfig, tags: dict[str, str] | None, began: float) -> P
         run.end(failed=True, stopped=isinstance(error, Preempted | KeyboardInterrupt))
         raise
     finally:
-        with suppress(Exception):  # what has ended the run is what counts
+        try:
             _figures(config, run)
+        except Exception as error:  # what has ended the run is what counts
+            to_stderr(f"pretrain: no figures of the curves: {why(error)}")
     return PretrainResult(
         checkpoint=checkpoint,
         run_id=run.run_id,
@@ -173,29 +176,24 @@ def _same_run(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def _open_run(config: RunConfig, tags: dict[str, str] | None) -> RunLog:
     """The MLflow run of this output folder: a new one, or that of the run to continue."""
-    path = storage.join(config.output, RUN_FILE)
     dumped = config.model_dump(mode="json")
     uri = tracking_uri(config.tracking, config.output)
     for left in (worker.ERROR_FILE, HANGS):
         storage.remove(storage.join(config.output, left))
-    if storage.exists(path):
-        known = storage.read_json(path)
-        different = _same_run(known.get("config", {}), dumped)
+    known = read_run_file(config.output)
+    if known is not None:
+        different = _same_run(known.config, dumped)
         if different:
             raise ConfigError(
                 f"output: {config.output} holds a run with other settings in "
                 f"{', '.join(different)}; choose another output, or remove that folder"
             )
-        # Without a run_id, an earlier call could write here but not reach MLflow.
-        if known.get("uri") == uri and "run_id" in known:
-            storage.write_json(path, {**known, "config": dumped})
-            run = RunLog(uri, known["run_id"])
-            run.reopen()
-            return run
+    # Without a run_id, an earlier call could write here but not reach MLflow.
+    had = known.run_id if known is not None else None
     # Before the MLflow run, so that an unwritable output leaves nothing behind.
-    storage.write_json(path, {"config": dumped, "uri": uri})
-    run = start_run(config, "pretrain", tags)
-    storage.write_json(path, {"config": dumped, "uri": uri, "run_id": run.run_id})
+    write_run_file(config.output, RunFile(config=dumped, uri=uri, run_id=had))
+    run = open_run(config, "pretrain", tags, had)
+    write_run_file(config.output, RunFile(config=dumped, uri=uri, run_id=run.run_id))
     return run
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -17,7 +18,8 @@ from fmcortex.config import RunConfig
 from fmcortex.data.loader import ClipLoader
 from fmcortex.errors import FmcortexError, StorageError
 from fmcortex.tracking.page import facts_of, read_curves, write_curves_page
-from fmcortex.tracking.run import RunLog
+from fmcortex.tracking.run import TRY_EVERY, RunLog
+from fmcortex.tracking.store import impatient, why
 from fmcortex.training.step import StepReport, Trainer
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ class Reporter:
         self.since = time.perf_counter()
         # One thread, so that everything is sent in order, and a slow server holds up nobody.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tracking")
-        self._complained = False
+        self._complained, self._try_at = False, 0.0
         self._page: LivePage | None = None
         if log is not None:
             self._pool.submit(self._open_page, log)
@@ -151,7 +153,8 @@ class Reporter:
 
     def close(self) -> None:
         """Send what waits; called also when the rank fails."""
-        self._submit([])
+        if self.log is not None:
+            self._pool.submit(self._record, [], True)
         self._pool.shutdown(wait=True)
 
     def _submit(self, batches: Sequence[tuple[Mapping[str, float], int]]) -> None:
@@ -164,24 +167,32 @@ class Reporter:
         except Exception as error:  # MLflow's; a run goes on without its page
             self._say(f"no curves: {_line(error)}")
 
-    def _record(self, batches: Sequence[tuple[Mapping[str, float], int]]) -> None:
-        """Log and send; a tracking server that is away does not stop the training."""
+    def _record(
+        self, batches: Sequence[tuple[Mapping[str, float], int]], last: bool = False
+    ) -> None:
+        """Log and send; a tracking server that is away does not stop the training.
+
+        What fails here is said: nobody waits for the results of this thread.
+        """
         assert self.log is not None
-        for metrics, step in batches:
-            self.log.collect(metrics, step)
         try:
-            self.log.flush()
-            self._complained = False
+            for metrics, step in batches:
+                self.log.collect(metrics, step)
+            if last or time.monotonic() >= self._try_at:
+                with impatient() if last else nullcontext():
+                    self.log.flush()
+                self._complained = False
         except Exception as error:  # MLflow's, its client's or the database's own
+            self._try_at = time.monotonic() + TRY_EVERY  # one that is silent takes a while to fail
             if not self._complained:
-                self._say(f"metrics cannot be sent, and are kept for later: {_line(error)}")
+                self._say(f"metrics cannot be sent, and are kept for later: {why(error)}")
             self._complained = True
         if self._page is not None:
             try:
                 self._page.add(batches)
-            except StorageError as error:
+            except Exception as error:  # whatever it is, the run is worth more than its page
                 self._page = None
-                self._say(f"no more curves: {error}")
+                self._say(f"no more curves: {_line(error)}")
 
     def event(self, text: str, done: int) -> None:
         """Mark something that happened after `done` steps in the run's curves."""

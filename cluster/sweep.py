@@ -36,6 +36,7 @@ from fmcortex.scaling.results import (
     summarise,
 )
 from fmcortex.scaling.sweep import Point, SweepConfig, points
+from fmcortex.tracking.resume import continued
 from fmcortex.tracking.run import RunLog, environment, tracking_uri
 from fmcortex.tracking.run_file import read_run_file
 from fmcortex.training.checkpoint import list_checkpoints, open_checkpoint
@@ -166,10 +167,13 @@ def _open_parent(config: SweepConfig, uri: str) -> RunLog:
     """The sweep's MLflow run: a new one, or that of the sweep which continues in this folder."""
     path = storage.join(config.output, SWEEP_FILE)
     known = storage.read_json(path) if storage.exists(path) else {}
+    if not isinstance(known, dict):
+        raise ConfigError(f"{path}: not what a sweep wrote; move it away, or choose another output")
+    run = None
     if known.get("uri") == uri and known.get("run_id"):
-        run = RunLog(uri, known["run_id"])
-        run.client.update_run(run.run_id, status="RUNNING")
-    else:
+        found = continued(uri, str(known["run_id"]))
+        run = found if isinstance(found, RunLog) else None
+    if run is None:
         tracking = config.run.tracking
         labels = {"kind": "sweep", "output": config.output, **environment()}
         run = RunLog.start(uri, tracking.experiment, tracking.run_name or "sweep", labels)
@@ -308,7 +312,7 @@ def _leave(output: str, summary: SweepSummary, parent: RunLog) -> None:
     storage.write_json(storage.join(output, SUMMARY), document)
     parent.figure(figure, "figures/scaling.png")
     parent.dictionary(document, SUMMARY)
-    parent.client.log_text(parent.run_id, table, "scaling.csv")
+    parent.text(table, "scaling.csv")
     metrics: dict[str, float] = {
         "sweep/points": len(summary.points),
         "sweep/failed": len(summary.failed),

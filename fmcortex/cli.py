@@ -56,6 +56,18 @@ def main() -> None:
             raise
         click.echo(f"error: {Path(str(error.filename))}: {error.strerror}", err=True)
         sys.exit(1)
+    except Exception as error:
+        if not _of_mlflow(error) or os.environ.get("FMCORTEX_TRACEBACK"):
+            raise
+        from fmcortex.tracking.store import why
+
+        click.echo(f"error: MLflow: {why(error)}", err=True)
+        sys.exit(1)
+
+
+def _of_mlflow(error: Exception) -> bool:
+    """Whether an error is MLflow's own or its database's; told without importing them."""
+    return type(error).__module__.partition(".")[0] in ("mlflow", "sqlalchemy")
 
 
 if __name__ == "__main__":

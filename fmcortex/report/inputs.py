@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from fmcortex import storage
@@ -20,8 +21,9 @@ from fmcortex.errors import (
 )
 from fmcortex.evaluation.evaluate import SessionScore
 from fmcortex.scaling.results import SUMMARY, SweepSummary, load_summary
-from fmcortex.tracking.run import client
 from fmcortex.tracking.run_file import RUN_FILE, read_run_file
+from fmcortex.tracking.series import drawable
+from fmcortex.tracking.store import client, sqlite_file, why
 from fmcortex.training.checkpoint import Checkpoint, list_checkpoints, open_checkpoint
 
 #: Folder of evaluations in a folder that is reported on: <model>.json, a list of SessionScore.
@@ -228,13 +230,13 @@ def read_run(folder: str, strict: bool = True) -> RunRecord:
     try:
         _read_tracking(record, record.uri, record.run_id)
     except Exception as error:  # a store that is away must not cost the rest of the report
-        line = " ".join(str(error).split())[:200]
-        record.missing.append(f"MLflow run {record.run_id} cannot be read: {line}")
+        record.missing.append(f"MLflow run {record.run_id} cannot be read: {why(error)}")
     return record
 
 
 def _read_tracking(record: RunRecord, uri: str, run_id: str) -> None:
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
         raise FmcortexError(f"{uri}: no such store")  # opening it would make an empty one
     store = client(uri)
     run = store.get_run(run_id)
@@ -244,8 +246,16 @@ def _read_tracking(record: RunRecord, uri: str, run_id: str) -> None:
     for key, name in CURVES.items():
         history = store.get_metric_history(run_id, key) if key in run.data.metrics else []
         points = sorted((metric.step, metric.value) for metric in history)
-        if points:
-            record.curves[name] = thinned(points)
+        fine = [point for point, shown in zip(points, _drawn(points), strict=True) if shown]
+        if len(fine) < len(points):
+            bad = len(points) - len(fine)
+            record.missing.append(f"{name}: {bad} of {len(points)} values are not finite")
+        if fine:
+            record.curves[name] = thinned(fine)
+
+
+def _drawn(points: Sequence[tuple[int, float]]) -> list[bool]:
+    return [bool(shown) for shown in drawable(np.array([value for _, value in points], float))]
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

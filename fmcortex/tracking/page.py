@@ -19,6 +19,7 @@ from fmcortex.tracking.kinds import Group
 from fmcortex.tracking.panels import comparison, groups, reach
 from fmcortex.tracking.run import RunLog
 from fmcortex.tracking.series import Curves, Event
+from fmcortex.tracking.store import finite_or_infinite
 from fmcortex.tracking.ticks import duration, short
 
 PAGE_FILE = "curves.html"
@@ -116,9 +117,9 @@ def read_curves(run: RunLog) -> Curves:
         history = run.client.get_metric_history(run.run_id, name)
         if name.startswith("system/"):
             start = known.info.start_time or 0
-            points = [((m.timestamp - start) // 1000, m.value) for m in history]
+            points = [((m.timestamp - start) // 1000, finite_or_infinite(m.value)) for m in history]
         else:
-            points = [(m.step, m.value) for m in history]
+            points = [(m.step, finite_or_infinite(m.value)) for m in history]
         found.extend(name, points)
     return found
 

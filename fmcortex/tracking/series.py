@@ -13,6 +13,14 @@ BINS = 512
 TOGETHER = 128
 #: Metrics of this name are not curves: the step is that of an event, the rest its text.
 EVENT = "event/"
+#: Numbers beyond these, which float32 does not have, are as good as infinite, or as zero.
+LARGEST, SMALLEST = 1e100, 1e-100
+
+
+def drawable(values: np.ndarray) -> np.ndarray:
+    """Which values are numbers that an axis can show: neither NaN nor infinite, or nearly so."""
+    found: np.ndarray = np.abs(values) < LARGEST  # false of NaN
+    return found
 
 
 @dataclass(frozen=True, order=True)
@@ -55,7 +63,7 @@ class Series:
 
     Attributes:
         count: values seen.
-        unfinite: of them, NaN or infinite.
+        unfinite: of them, NaN or infinite (`drawable`).
         last: the finite value of the latest step; None if there is none.
         last_unfinite: the latest step with a value that is not finite; None if there is none.
     """
@@ -79,7 +87,8 @@ class Series:
         while int(steps.max()) // self.width >= BINS:
             self._widen()
         self.count += len(steps)
-        finite = np.isfinite(values)
+        finite = drawable(values)
+        values = np.where(np.abs(values) < SMALLEST, 0.0, values)
         if not finite.all():
             bad = steps[~finite]
             np.add.at(self._bad, bad // self.width, 1)

@@ -80,31 +80,33 @@ def _train_single(
     source = {"start": start.folder} if start else {}
     run = start_run(config, kind, {**source, **(tags or {})})
     began = time.monotonic()
+    points: list[tuple[int, float]] = []
 
     def log(report: StepReport) -> None:
         losses = list(report.losses.values())
         mean = sum(losses) / len(losses)
-        run.metrics({"train/loss": mean, "train/lr": report.lr}, report.step + 1)
+        points.append((report.step + 1, mean))
+        run.collect({"train/loss": mean, "train/lr": report.lr}, report.step + 1)
         if on_step:
             on_step(report)
 
     try:
-        result = fit(
-            config,
-            shared=start.shared() if start else None,
-            freeze_shared=start is not None,
-            on_step=log,
-            save=True,
-        )
+        with run.sending():
+            result = fit(
+                config,
+                shared=start.shared() if start else None,
+                freeze_shared=start is not None,
+                on_step=log,
+                save=True,
+            )
     except BaseException:
         run.end(failed=True)
         raise
     seconds = time.monotonic() - began
-    run.flush()
     assert result.checkpoint is not None
     run.tags({"checkpoint": result.checkpoint})
     dumped = config.model_dump(mode="json")
     write_run_file(config.output, RunFile(config=dumped, uri=run.uri, run_id=run.run_id))
-    run.figure(curves_figure({"train/loss": run.history("train/loss")}), "figures/curves.png")
+    run.figure(curves_figure({"train/loss": points}), "figures/curves.png")
     run.end()
     return SingleResult(result, result.checkpoint, run.run_id, seconds)

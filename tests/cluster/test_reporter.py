@@ -144,3 +144,37 @@ def test_a_tracking_store_that_is_away(config: RunConfig, tmp_path: Path) -> Non
     told.close()
     assert heard.lines == ["metrics cannot be sent, and are kept for later: nobody listens"]
     assert len(log.history("train/loss")) == 30  # nothing was lost
+
+
+def test_a_page_that_cannot_be_drawn_is_said(config: RunConfig, tmp_path: Path) -> None:
+    log, heard = RunLog.start(f"sqlite:///{tmp_path}/mlflow.db", "e", "r"), Heard()
+    told = reporter(config, log, heard)
+    loader: Any = SimpleNamespace(stalled=0.0)
+
+    def fails(batches: object) -> None:
+        raise ZeroDivisionError("a page")
+
+    told._pool.submit(lambda: setattr(told._page, "add", fails))
+    for step in range(20):
+        told.add(report(step), loader)
+        told.after_step(step + 1, now=False)
+    told.close()
+    assert heard.lines == ["no more curves: a page"]
+    assert len(log.history("train/loss")) == 20
+
+
+def test_a_run_with_an_infinite_loss_goes_on_with_its_page(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    """The page is made of what MLflow has, when the run goes on."""
+    log, heard = RunLog.start(f"sqlite:///{tmp_path}/mlflow.db", "e", "r"), Heard()
+    log.metrics({"train/loss": float("inf"), "grad/norm": float("inf")}, 1)
+    log.flush()
+    told = reporter(config, log, heard)
+    loader: Any = SimpleNamespace(stalled=0.0)
+    for step in range(1, 11):
+        told.add(report(step), loader)
+        told.after_step(step + 1, now=step == 10)
+    told.close()
+    assert heard.lines == []
+    assert "<svg" in (tmp_path / "curves.html").read_text()
