@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_prep.checks import check_trial, missing_neurons
+from data_prep.checks import MISSING, check_trial, missing_neurons
 from data_prep.filtering import lowpass
 from data_prep.readers.protocol import RawTrial, SessionInfo, Signal
 from data_prep.resampling import (
@@ -99,7 +99,7 @@ def align(
     if missing == info.neurons:
         return "all neurons are missing"
     if missing and raw.ref.tier == "train":
-        return "neurons are missing"
+        return MISSING
     limit = settings.max_pupil_gap_frames
     behaviour = []
     lacking = []

@@ -20,6 +20,13 @@ LARGEST = 1e30
 SLOWEST = 2.0
 #: Part of its mean by which a signal varies that does not, but for rounding.
 ROUNDING = 1e-6
+#: Why a trial is left out in which neurons have no values.
+MISSING = "neurons are missing"
+#: What to do about a neuron that never has any.
+LEAVE_OUT = (
+    "missing_neurons=leave_out prepares a session without the neurons that have no value in any"
+    " training trial; error, the default, refuses it"
+)
 #: Columns of the neuron table that the preparation writes itself.
 RESERVED = ("response_scale", "imaging_delay")
 
@@ -234,9 +241,10 @@ def missing_neurons(
         signal = int(np.searchsorted(ends, neuron, "right"))
         source, count = sources[signal]
         place = f", the {neuron - ends[signal] + count + 1}. of this signal"
+        advice = f"; it has no value in the trial: {LEAVE_OUT}" if whole[neuron] else ""
         raise DataError(
             f"{source}: NaN inside the trial, first at frame {frame}, neuron {neuron}"
-            f"{place if len(sources) > 1 else ''}"
+            f"{place if len(sources) > 1 else ''}{advice}"
         )
     return int(whole.sum())
 

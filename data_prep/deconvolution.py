@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -67,6 +67,11 @@ class DeconvolutionSettings(BaseModel):
         description="length of the windows, half overlapping, whose percentiles make the baseline"
         " that is taken away first; 0: a constant baseline",
     )
+    missing_neurons: Literal["error", "leave_out"] = Field(
+        "error",
+        description="a neuron of whose samples too many are missing: refuse the session, or leave"
+        " the neuron's activity out, as NaN, with which `fmcortex prep` is to be told the same",
+    )
     detrend_percentile: float = Field(8.0, ge=0, le=100, description="of the samples of a window")
 
     @model_validator(mode="after")
@@ -80,7 +85,10 @@ class DeconvolutionSettings(BaseModel):
 
     def content(self) -> dict[str, Any]:
         """The settings that the activity depends on, JSON-ready."""
-        return self.model_dump(mode="json", exclude={"sessions"})
+        found = self.model_dump(mode="json", exclude={"sessions"})
+        if self.missing_neurons == "error":
+            del found["missing_neurons"]  # as of activity that is older than the setting
+        return found
 
 
 @dataclass(frozen=True)

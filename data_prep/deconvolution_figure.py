@@ -49,6 +49,8 @@ def _figure(name: str, found: Fluorescence) -> Any:
     settings = DeconvolutionSettings(**read_record(found.target).settings)
     rows = read_rows(found.target / "neurons.csv", set(COLUMNS), set())
     decay, noise, signal = (np.array([float(row[name]) for row in rows]) for name in COLUMNS[2:])
+    there = np.flatnonzero(~np.isnan(noise))
+    rows, decay, noise, signal = [rows[i] for i in there], decay[there], noise[there], signal[there]
     ratio = np.divide(signal, noise, out=np.zeros_like(noise), where=noise > 0)
     order = np.argsort(ratio, kind="stable")[::-1]
     chosen = order[np.unique(np.linspace(0, len(order) - 1, NEURONS).round().astype(int))]

@@ -25,6 +25,7 @@ BLOCK_BYTES = 256 << 20
 COLUMNS = ("field", "column", "decay_seconds", "noise", "signal")
 _ROWS_BYTES = 64 << 20
 _INPUTS = "inputs.json"
+_LEAVE_OUT = "missing_neurons=leave_out leaves the neuron out; error, the default, does not"
 
 
 def blocks_of(traces: Traces) -> list[tuple[int, int]]:
@@ -82,27 +83,39 @@ def read_blocks(parts: Path, field: int, traces: Traces) -> tuple[list[np.ndarra
     return blocks, np.concatenate([np.load(fit, allow_pickle=False) for _, fit in paths])
 
 
-def kept_samples(blocks: list[np.ndarray], traces: Traces) -> np.ndarray:
-    """Which samples [n] all neurons have.
+def kept_samples(
+    blocks: list[np.ndarray], traces: Traces, leave_out: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which samples [n] all neurons have that are taken, and which neurons [k] are.
 
-    Where some lack a few, at the ends of a part, these are left out for all.
+    Where some lack a few samples, at the ends of a part, these are left out for all.
+
+    Args:
+        blocks: the activity, NaN where it is missing.
+        traces: of the field.
+        leave_out: whether to leave out neurons of which too many samples are missing.
 
     Raises:
-        DataError: some neurons have many that others lack, or a neuron has none.
+        DataError: some neurons have many samples that others lack, or a neuron has none, and
+            they are not to be left out; or no neuron is left.
     """
-    known, neurons = np.zeros(len(traces.times), np.int64), []
-    for block in blocks:
-        found = np.isfinite(block)
-        known += found.sum(axis=1)
-        neurons.append(found.any(axis=0))
-    some = np.concatenate(neurons)
-    if not some.all():
-        column = traces.columns[np.argmin(some)]
+    taken = np.concatenate([np.isfinite(block).any(axis=0) for block in blocks])
+    if leave_out:
+        known = _known(blocks, taken)
+        most = known > taken.sum() / 2
+        lacking = [_lacks_many(block, most) for block in blocks]
+        taken &= ~np.concatenate(lacking)
+        if not taken.any():
+            raise DataError(f"{traces.source}: no neuron has samples that can be deconvolved")
+        return most & (_known(blocks, taken) == taken.sum()), taken
+    if not taken.all():
+        column = traces.columns[np.argmin(taken)]
         raise DataError(
             f"{traces.source}: column {column}: no {SHORTEST} samples without a gap of more than"
-            f" {LONGEST_GAP}, which deconvolution needs; leave the neuron out"
+            f" {LONGEST_GAP}, which deconvolution needs; {_LEAVE_OUT}"
         )
-    kept = known == len(some)
+    known = _known(blocks, taken)
+    kept = known == len(taken)
     apart = np.flatnonzero((known > 0) & ~kept)
     for run in np.split(apart, np.flatnonzero(np.diff(apart) > 1) + 1):
         if len(run) > LONGEST_GAP:
@@ -111,14 +124,36 @@ def kept_samples(blocks: list[np.ndarray], traces: Traces) -> np.ndarray:
                 f"{traces.source}: column {traces.columns[np.argmax(missing)]}: cannot be"
                 f" deconvolved from {traces.times[run[0]]:.6g} to {traces.times[run[-1]]:.6g} s,"
                 f" where other neurons can: more than {LONGEST_GAP} samples are missing in a row,"
-                f" or fewer than {SHORTEST} lie between such gaps; leave the neuron out, or mark"
-                " that time as missing in all"
+                f" or fewer than {SHORTEST} lie between such gaps; mark that time as missing in"
+                f" all, or {_LEAVE_OUT}"
             )
-    return kept
+    return kept, taken
 
 
-def write_rows(path: Path, blocks: list[np.ndarray], rows: np.ndarray) -> None:
+def _known(blocks: list[np.ndarray], taken: np.ndarray) -> np.ndarray:
+    """How many of the neurons that are taken have each sample [n]."""
+    known, first = np.zeros(len(blocks[0]), np.int64), 0
+    for block in blocks:
+        mine = taken[first : first + block.shape[1]]
+        known += (np.isfinite(block) & mine).sum(axis=1)
+        first += block.shape[1]
+    return known
+
+
+def _lacks_many(block: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """Which neurons [m] lack more than `LONGEST_GAP` samples in a row that most have."""
+    lacking = ~np.isfinite(block) & most[:, None]
+    longest = run = np.zeros(block.shape[1], np.int64)
+    for sample in lacking:
+        run = np.where(sample, run + 1, 0)
+        longest = np.maximum(longest, run)
+    return longest > LONGEST_GAP
+
+
+def write_rows(path: Path, blocks: list[np.ndarray], rows: np.ndarray, taken: np.ndarray) -> None:
     """Write some rows of the blocks, side by side, as one .npy file, a part in memory at a time.
+
+    The columns that are not among `taken` [k] are NaN.
 
     Raises:
         StorageError: it cannot be written.
@@ -131,7 +166,9 @@ def write_rows(path: Path, blocks: list[np.ndarray], rows: np.ndarray) -> None:
             np.lib.format.write_array_header_1_0(stream, header)
             for start in range(0, len(rows), step):
                 some = rows[start : start + step]
-                stream.write(np.concatenate([block[some] for block in blocks], axis=1).tobytes())
+                part = np.concatenate([block[some] for block in blocks], axis=1)
+                part[:, ~taken] = np.nan
+                stream.write(part.tobytes())
     except OSError as error:
         raise StorageError(f"{path}: cannot write: {error.strerror}") from error
 

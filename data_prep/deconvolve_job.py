@@ -151,10 +151,12 @@ def _put_together(
     fits = []
     for number, traces in enumerate(fluorescence.traces):
         blocks, fit = on_disk.read_blocks(parts, number, traces)
-        kept = on_disk.kept_samples(blocks, traces)
+        leave_out = settings.missing_neurons == "leave_out"
+        kept, taken = on_disk.kept_samples(blocks, traces, leave_out)
+        fit[~taken] = np.nan
         field = whole / traces.name
         field.mkdir(parents=True, exist_ok=True)
-        on_disk.write_rows(field / "values.npy", blocks, np.flatnonzero(kept))
+        on_disk.write_rows(field / "values.npy", blocks, np.flatnonzero(kept), taken)
         on_disk.save(field / "times.npy", np.asarray(traces.times)[kept])
         fits.append(fit)
     on_disk.write_table(whole / "neurons.csv", fluorescence.traces, fits)
@@ -316,7 +318,10 @@ def _summary(name: str, fits: np.ndarray, rates: list[float]) -> str:
         low, middle, high = np.percentile(known, [10, 50, 90])
         ratio = np.median(signal[noise > 0] / noise[noise > 0]) if (noise > 0).any() else np.nan
         line += f", decay {middle:.2f} s ({low:.2f} to {high:.2f}), signal to noise {ratio:.2f}"
-    constant = len(decays) - len(known)
+    left_out = int(np.isnan(noise).sum())
+    constant = len(decays) - len(known) - left_out
     if constant:
         line += f", {constant} constant"
+    if left_out:
+        line += f", {left_out} left out; give `fmcortex prep` missing_neurons=leave_out, too"
     return line

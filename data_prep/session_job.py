@@ -8,19 +8,21 @@ each shard.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from data_prep.fingerprint import fingerprint, same_sizes, source_sha256
 from data_prep.movie_writer import stored_movie
 from data_prep.parallel import Task
 from data_prep.readers.deconvolved import check_made_from
-from data_prep.readers.find import open_reader
-from data_prep.readers.protocol import Reader
-from data_prep.retiered import ASTRIDE, Retiered
+from data_prep.retiered import ASTRIDE
 from data_prep.scaling import Scaling, constant, scaling_of
+from data_prep.session_view import Tiers, View, neurons_with_values, open_session
 from data_prep.session_writer import MANIFEST, SOURCES, SURVEY, finish_session
 from data_prep.settings import PrepSettings
 from data_prep.shard_writer import (
@@ -37,47 +39,45 @@ from fmcortex.data.files import session_files
 from fmcortex.data.manifest import VERSION, SessionManifest, SourceList, Tier
 from fmcortex.errors import ConfigError, DataError, FmcortexError, StorageError, WorkerError
 
-#: Tiers of a session's trials by key, where they are made here; None of one to be left out.
-Tiers = Mapping[str, Tier | None] | None
 
-
-def open_session(folder: str, settings: PrepSettings, tiers: Tiers) -> Reader:
-    """The reader of a session, with the tiers of a split made here, if any."""
-    reader = open_reader(Path(folder), settings)
-    return reader if tiers is None else Retiered(reader, tiers)
-
-
-def look(folder: str, settings: PrepSettings, tiers: Tiers, sized: SourceList | None) -> Look:
+def look(folder: str, settings: PrepSettings, view: View, sized: SourceList | None) -> Look:
     """The first task: the fingerprint of the source, and the number of its trials.
 
     Args:
         folder: of the source.
         settings: of the preparation.
-        tiers: of a split made here.
+        view: what is changed of it.
         sized: files by whose names and sizes the source is known, where that is asked for.
     """
     known = sized is not None and same_sizes(folder, sized)
     sources = sized if known and sized is not None else fingerprint(folder)
     check_made_from(Path(folder), {path: file.sha256 for path, file in sources.files.items()})
-    return sources, len(check_session(open_session(folder, settings, tiers)))
+    return sources, len(check_session(open_session(folder, settings, view)))
 
 
 Look = tuple[SourceList, int]
 
 
-def survey_task(folder: str, settings: PrepSettings, tiers: Tiers, number: int) -> Part:
+def present_task(folder: str, settings: PrepSettings, view: View, number: int) -> np.ndarray:
+    """Which neurons [U] have values in the training trials of part `number`."""
+    reader = open_session(folder, settings, view)
+    return neurons_with_values(reader, reader.trials()[number * PART : (number + 1) * PART])
+
+
+def survey_task(folder: str, settings: PrepSettings, view: View, number: int) -> Part:
     """Survey part `number` of a session."""
-    reader = open_session(folder, settings, tiers)
+    reader = open_session(folder, settings, view)
     refs = reader.trials()[number * PART : (number + 1) * PART]
     return survey_part(reader, refs, settings)
 
 
 def join_task(
-    folder: str, to: str, settings: PrepSettings, tiers: Tiers, parts: list[Part], inputs: str
+    folder: str, to: str, settings: PrepSettings, view: View, parts: list[Part], inputs: str
 ) -> Survey:
     """Join the parts of a survey and write it to the session's folder."""
-    reader = open_session(folder, settings, tiers)
+    reader = open_session(folder, settings, view)
     survey = join(parts, reader.info, settings, inputs)
+    survey = survey.model_copy(update={"left_out": list(view.left_out)})
     forget(to, reader.info.name)
     url = storage.join(to, "sessions", reader.info.name, SURVEY)
     storage.write_bytes(url, survey.encoded())
@@ -88,7 +88,7 @@ def shard_task(
     folder: str,
     to: str,
     settings: PrepSettings,
-    tiers: Tiers,
+    view: View,
     plan: ShardPlan,
     survey: Survey,
     scaling: Scaling,
@@ -99,7 +99,7 @@ def shard_task(
     found = whole_shard(to, name, plan, inputs)
     if found is not None:
         return found, False
-    reader = open_session(folder, settings, tiers)
+    reader = open_session(folder, settings, view)
     refs = {ref.key: ref for ref in reader.trials()}
     return write_shard(reader, to, plan, refs, survey, scaling, settings, inputs), True
 
@@ -108,7 +108,7 @@ def finish_task(
     folder: str,
     to: str,
     settings: PrepSettings,
-    tiers: Tiers,
+    view: View,
     survey: Survey,
     scaling: Scaling,
     plans: list[ShardPlan],
@@ -116,7 +116,7 @@ def finish_task(
     sources: SourceList,
 ) -> SessionManifest:
     """Write the end of a session."""
-    reader = open_session(folder, settings, tiers)
+    reader = open_session(folder, settings, view)
     sha256 = source_sha256(sources)
     return finish_session(reader, to, survey, scaling, settings, plans, written, sources, sha256)
 
@@ -147,7 +147,7 @@ class SessionJob:
         self.name = folder.name
         self.error: FmcortexError | None = None
         self._folder, self._to, self._settings = str(folder), to, settings
-        self._tiers, self._overwrite = tiers, overwrite
+        self._view, self._overwrite = View(tiers), overwrite
         self._say, self._note = say, note
         self._url = storage.join(to, "sessions", self.name)
         self._reused = 0
@@ -166,7 +166,7 @@ class SessionJob:
             if self._settings.check_source == "size":
                 sized = self._stored_sources()
         self._note(f"{self.name}: looking at the source")
-        arguments = (self._folder, self._settings, self._tiers, sized)
+        arguments = (self._folder, self._settings, self._view, sized)
         return [Task(look, arguments, partial(self._looked, manifest))]
 
     def _check_settings(self, manifest: SessionManifest) -> bool:
@@ -189,28 +189,55 @@ class SessionJob:
         self._sources, trials = found
         self._sha256 = source_sha256(self._sources)
         same = manifest is not None and manifest.source_sha256 == self._sha256
-        same = same and manifest is not None and self._tiers in (None, tiers_of(manifest))
+        same = same and manifest is not None and self._view.tiers in (None, tiers_of(manifest))
         if manifest is not None and same and not self._outdated and is_whole(self._to, manifest):
             self._say(f"{self.name}: up to date")
             return []
         self._inputs = storage.sha256(
             json.dumps(
-                [VERSION, self._sha256, self._settings.of_trials(), dict(self._tiers or {})],
+                [VERSION, self._sha256, self._settings.of_trials(), dict(self._view.tiers or {})],
                 sort_keys=True,
             ).encode()
         )
         survey = self._stored_survey()
         if survey is not None:
             check_survey(survey, self._folder, self._settings)
+            self._view = replace(self._view, left_out=tuple(survey.left_out))
             return self._surveyed(survey)
+        self._trials = trials
+        if self._settings.missing_neurons == "error":
+            return self._begin_survey()
+        self._note(f"{self.name}: looking for neurons without values")
+        count = -(-trials // PART)
+        self._present: list[np.ndarray] = []
+        return [
+            Task(
+                present_task,
+                (self._folder, self._settings, self._view, number),
+                partial(self._some_present, count),
+            )
+            for number in range(count)
+        ]
+
+    def _some_present(self, parts: int, present: np.ndarray) -> list[Task]:
+        self._present.append(present)
+        if len(self._present) < parts:
+            return []
+        found = np.logical_or.reduce(self._present)
+        if not found.any():
+            raise DataError(f"{self._folder}: no neuron has any value in the training trials")
+        self._view = replace(self._view, left_out=tuple(np.flatnonzero(~found).tolist()))
+        return self._begin_survey()
+
+    def _begin_survey(self) -> list[Task]:
+        trials = self._trials
         count = -(-trials // PART)
         self._parts: list[Part | None] = [None] * count
-        self._trials = trials
         self._note(f"{self.name}: checking {trials} trials")
         return [
             Task(
                 survey_task,
-                (self._folder, self._settings, self._tiers, number),
+                (self._folder, self._settings, self._view, number),
                 partial(self._part, number),
             )
             for number in range(count)
@@ -234,7 +261,7 @@ class SessionJob:
         if done < len(self._parts):
             return []
         parts, self._parts = self._parts, []
-        arguments = (self._folder, self._to, self._settings, self._tiers, parts, self._inputs)
+        arguments = (self._folder, self._to, self._settings, self._view, parts, self._inputs)
         return [Task(join_task, arguments, self._surveyed)]
 
     def _surveyed(self, survey: Survey) -> list[Task]:
@@ -248,7 +275,7 @@ class SessionJob:
         tasks = []
         for number, plan in enumerate(self._plans):
             inputs = shard_inputs(plan, self._scaling, survey.delays, settings, self._sha256)
-            arguments = (self._folder, self._to, settings, self._tiers)
+            arguments = (self._folder, self._to, settings, self._view)
             arguments += (plan, common, self._scaling, inputs)  # type: ignore[assignment]
             tasks.append(Task(shard_task, arguments, partial(self._shard, number)))
         return tasks
@@ -260,13 +287,15 @@ class SessionJob:
         self._note(f"{self.name}: shard {done} of {len(self._written)}")
         if done < len(self._written):
             return []
-        arguments = (self._folder, self._to, self._settings, self._tiers, self._survey)
+        arguments = (self._folder, self._to, self._settings, self._view, self._survey)
         arguments += (self._scaling, self._plans, self._written, self._sources)  # type: ignore[assignment]
         return [Task(finish_task, arguments, self._finished)]
 
     def _finished(self, manifest: SessionManifest) -> list[Task]:
         left_out = len(manifest.excluded)
         excluded = f", {left_out} trial{'s' * (left_out > 1)} left out" if left_out else ""
+        fewer = len(self._view.left_out)
+        excluded += f", {fewer} neuron{'s' * (fewer > 1)} without values left out" if fewer else ""
         still = _constant_channels(manifest, self._survey)
         excluded += f"; {', '.join(still)} did not vary in training" if still else ""
         reused = f", {self._reused} of {len(self._written)} shards kept" if self._reused else ""

@@ -51,6 +51,11 @@ class PrepSettings(BaseModel):
         description="a neuron without any response in training: refuse the session, or keep the"
         " neuron unscaled",
     )
+    missing_neurons: Literal["error", "leave_out"] = Field(
+        "error",
+        description="a neuron that is NaN in all training trials: refuse the session, or prepare"
+        " it without the neuron, which takes one more reading of it",
+    )
     max_pupil_gap_frames: int = Field(
         10,
         ge=0,
@@ -111,7 +116,10 @@ class PrepSettings(BaseModel):
 
         Which sessions were selected, and how the layout was found out, is not among them.
         """
-        return self.model_dump(mode="json", exclude={"layout", "sessions", "check_source"})
+        found = self.model_dump(mode="json", exclude={"layout", "sessions", "check_source"})
+        if self.missing_neurons == "error":
+            del found["missing_neurons"]  # as of datasets that are older than the setting
+        return found
 
     def of_trials(self) -> dict[str, Any]:
         """Those of `content` that decide what a trial is, before it is scaled and stored."""

@@ -16,6 +16,8 @@ from pydantic import Field
 
 from data_prep.alignment import align
 from data_prep.checks import (
+    LEAVE_OUT,
+    MISSING,
     ResponseStatistics,
     Showing,
     check_apart,
@@ -90,6 +92,7 @@ class Survey(Document):
         responses: [U], before scaling.
         perspectives, modulations: [P], [M], before standardising.
         delays: seconds [U] after a scan's time at which each neuron was imaged, if any.
+        left_out: neurons that are not among the U, counted from 0 as the source has them.
     """
 
     inputs_sha256: Sha256
@@ -103,6 +106,7 @@ class Survey(Document):
     perspectives: ChannelMoments
     modulations: ChannelMoments
     delays: list[float] | None
+    left_out: list[int] = Field(default_factory=list)
 
 
 @dataclass
@@ -207,7 +211,8 @@ def join(
     excluded = [item for part in parts for item in part.excluded]
     if first is None or not any(trial.tier == "train" for trial in trials):
         reasons = "; ".join(sorted({item.reason for item in excluded}))
-        raise DataError(f"{info.source}: every training trial is excluded: {reasons}")
+        advice = f"; {LEAVE_OUT}" if MISSING in reasons else ""
+        raise DataError(f"{info.source}: every training trial is excluded: {reasons}{advice}")
     assert first.pixels is not None
     for part in parts:
         if part.pixels not in (None, first.pixels):
