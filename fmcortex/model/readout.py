@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn import functional as F
 
 from fmcortex.model.parameters import Rule, per_stream, ruled, stacked
 from fmcortex.model.sizes import ModelConfig
+from fmcortex.model.tiles import corners, read, sort
 
 
 class Position(nn.Module):
@@ -61,17 +61,14 @@ class Readout(nn.Module):
         Returns:
             Raw outputs [N, T, S, U].
         """
-        samples, _, frames = core.shape[:3]
-        position = self.position(samples, noise)[:, :, None]  # [N, U, 1, 2]
-        # Positions hold for the whole sequence, so frames are channels of one sampling.
-        features = F.grid_sample(
-            core.flatten(1, 2),
-            position.to(core.dtype),
-            mode="bilinear",
-            padding_mode="border",
-            align_corners=False,
-        )[..., 0]  # [N, S*C*T, U]
-        features = features.unflatten(1, (-1, self.channels, frames))  # [N, S, C, T, U]
+        position = self.position(len(core), noise)  # [N, U, 2]
+        height, width = core.shape[-2:]
+        pixels, shares = corners(position, height, width)  # of the whole sequence
+        tiles = sort(pixels, height * width)
         weights = stacked(self.feature.weights, stream)[:, :, 0]  # [S, U, C]
         biases = stacked(self.biases, stream)[..., 0]  # [S, U]
-        return torch.einsum("nsctu,suc->ntsu", features, weights.to(features.dtype)) + biases
+        raw = [
+            read(part, tiles, shares, of_stream)
+            for part, of_stream in zip(core.split(self.channels, dim=1), weights, strict=True)
+        ]
+        return torch.stack(raw, dim=2) + biases
