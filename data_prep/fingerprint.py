@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.readers.leftovers import is_leftover
@@ -16,16 +18,33 @@ _ZARR_2 = (".zarray", ".zattrs", ".zgroup")
 
 
 def source_files(folder: Path) -> list[Path]:
-    """The files of a source folder, sorted, without hidden ones and what systems left there."""
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and (
-            path.name in _ZARR_2
-            or not any(is_leftover(part) for part in path.relative_to(folder).parts)
-        )
-    ]
+    """The files of a source folder, sorted, without hidden ones and what systems left there.
+
+    Links are followed: what they lead to is as much of the recording as what lies here.
+
+    Raises:
+        DataError: a link leads nowhere.
+    """
+    return sorted(_files(folder, ()))
+
+
+def _files(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    found = folder.stat()
+    here = (found.st_dev, found.st_ino)
+    if here in above:
+        return  # a link in a circle
+    with os.scandir(folder) as entries:
+        listed = list(entries)
+    for entry in listed:
+        if is_leftover(entry.name) and entry.name not in _ZARR_2:
+            continue
+        path = folder / entry.name
+        if entry.is_dir():
+            yield from _files(path, (*above, here))
+        elif entry.is_file():
+            yield path
+        elif entry.is_symlink() and not path.exists():
+            raise DataError(f"{path}: is a link to {os.readlink(path)}, which is not there")
 
 
 def fingerprint(folder: str) -> SourceList:

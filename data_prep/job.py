@@ -9,20 +9,26 @@ and only if every session of the run succeeded.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
+from data_prep.at_target import session_bytes
+from data_prep.journal import MANIFEST, check_target, leftovers
 from data_prep.parallel import raise_failures, run
 from data_prep.readers.find import find_sessions
-from data_prep.session_job import SessionJob, session_bytes
-from data_prep.session_writer import MANIFEST
+from data_prep.readers.nwb_schema import read_nwb_json
+from data_prep.session_job import SessionJob
+from data_prep.session_writer import Origin
 from data_prep.settings import PrepSettings
 from data_prep.split_job import made_tiers
 from fmcortex import __version__, storage
 from fmcortex.data.manifest import DatasetManifest, MovieEntry, SessionEntry, SessionManifest
-from fmcortex.errors import ConfigError, FmcortexError, StorageError
+from fmcortex.errors import ConfigError, DataError, FmcortexError, StorageError
 from fmcortex.lock import Lock
+from fmcortex.overlap import check_apart
 
 
 def prepare(
@@ -35,6 +41,7 @@ def prepare(
     track: Callable[[int, int, str], None] | None = None,
     skip_unknown: bool = False,
     within: AbstractContextManager[Any] | None = None,
+    content: bool | None = None,
 ) -> DatasetManifest:
     """Prepare the recordings at `source` as a dataset at `to`, or what is missing there.
 
@@ -45,18 +52,22 @@ def prepare(
         workers: tasks at a time, over sessions and parts of sessions, of the Ray that is connected;
             0 works in this process.
         progress: called with one line as each session is done.
-        overwrite: prepare sessions again that are at the target with other settings; of these,
-            shards that do not depend on what changed are kept.
+        overwrite: prepare sessions again that are at the target with other settings, or of another
+            recording of that name; shards that do not depend on what changed are kept.
         track: called with the sessions done, all sessions, and what is being done.
         skip_unknown: pass over folders beside the sessions that are of no known layout; otherwise
             they are refused before anything is done.
         within: entered once there is something to do: what connects Ray, such as `ray_session`.
+        content: read what is at the target and make again what is damaged, rather than go by the
+            sizes of files; None where the target is local and sources are read, too, or `overwrite`
+            is set.
 
     Returns:
         The dataset's manifest.
 
     Raises:
-        ConfigError: a session is at the target with other settings, or the settings do not fit.
+        ConfigError: a session is at the target with other settings or of another recording, the
+            settings do not fit, or source and target overlap.
         DataError: the input of one or more sessions is bad. The others are written, what was
             written of the bad ones is removed, and the dataset's manifest is not written.
         Locked: another process prepares a dataset at the target.
@@ -67,7 +78,14 @@ def prepare(
     folders = find_sessions(source, settings.sessions, skip_unknown, progress)
     if workers and to.startswith("memory:"):
         raise ConfigError(f"{to}: Ray workers cannot write to this process's memory; use workers=0")
+    parts = ["sessions", "movies", *(f"sessions/{folder.name}" for folder in folders)]
+    check_apart([source, *dict.fromkeys(url for f in folders for url in read_from(f))], to, parts)
+    check_target(to)
     _check_writable(to)
+    if content is None:
+        known = storage.is_local(to) and settings.check_source == "content"
+        content = overwrite or known
+    run_name = uuid.uuid4().hex
     done = 0
     lock = Lock(to, "prep", progress or (lambda line: None), "choose another target")
 
@@ -88,12 +106,34 @@ def prepare(
         if settings.split == "made":
             tiers = made_tiers(folders, to, settings, workers, overwrite, note)
         jobs = [
-            SessionJob(folder, to, settings, tiers.get(folder.name), overwrite, say, note)
+            SessionJob(
+                folder,
+                to,
+                settings,
+                tiers.get(folder.name),
+                overwrite,
+                content,
+                run_name,
+                say,
+                note,
+            )
             for folder in folders
         ]
         run(jobs, workers)
         raise_failures(jobs)
         return write_manifest(to)
+
+
+#: Bytes of every `origin.json`.
+_ORIGIN_BYTES = len(Origin(folder_sha256="0" * 64).sealed())
+
+
+def read_from(folder: Path) -> list[str]:
+    """What is read of a session: its folder, and a file that is elsewhere."""
+    with suppress(DataError):
+        if (url := read_nwb_json(folder).url) is not None:
+            return [str(folder), url]
+    return [str(folder)]
 
 
 def _check_writable(to: str) -> None:
@@ -124,7 +164,7 @@ def write_manifest(to: str) -> DatasetManifest:
         if not storage.exists(url):
             continue
         content = storage.read_bytes(url)
-        manifest = SessionManifest.parse(content, url)
+        manifest = SessionManifest.parse_sealed(content, url)
         movies.update(manifest.movies)
         entries.append(
             SessionEntry(
@@ -133,7 +173,7 @@ def write_manifest(to: str) -> DatasetManifest:
                 neurons=manifest.neurons,
                 train_trials=len(manifest.trials),
                 train_frames=manifest.train_frames,
-                bytes=session_bytes(manifest) + len(content),
+                bytes=session_bytes(manifest) + len(content) + _ORIGIN_BYTES,
             )
         )
     _remove_leftovers(to)
@@ -151,10 +191,6 @@ def write_manifest(to: str) -> DatasetManifest:
 
 def _remove_leftovers(to: str) -> None:
     """Remove the temporary files that killed runs on this machine left."""
-    if not storage.is_local(to):
-        return
-    fs, path = storage.filesystem(to)
-    for found in fs.find(path):
-        if found.endswith(".tmp") and not storage.being_written(found):
-            with suppress(StorageError):
-                storage.remove(found)
+    for found in leftovers(to):
+        with suppress(StorageError):
+            storage.remove(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -14,13 +15,26 @@ from zarr.storage import MemoryStore
 from data_prep.near_duplicates import BITS, frame_hashes
 from fmcortex import storage
 from fmcortex.data.codecs import CHUNK_FRAMES, ZSTD_LEVEL, FrameDifferences
+from fmcortex.data.files import check_file
 from fmcortex.data.manifest import Block, MovieEntry, MovieFile, StoredFile
 from fmcortex.data.movies import ARRAY, INDEX, movie_folder
 from fmcortex.errors import DataError
 
 
-def stored_movie(dataset: str, name: str) -> MovieEntry | None:
+@lru_cache(maxsize=4)
+def _whole(run: str) -> set[str]:
+    """The movies that this process has written or found whole in a run of the job."""
+    return set()
+
+
+def stored_movie(dataset: str, name: str, run: str | None = None) -> MovieEntry | None:
     """The entry of a movie that is at the target, with all its files; None if it is not.
+
+    Args:
+        dataset: URL of the dataset.
+        name: of the movie.
+        run: of the job, in which each movie is read and checked once by each process; None to go
+            by the sizes of the files.
 
     Raises:
         StorageError: the target cannot be read.
@@ -33,13 +47,24 @@ def stored_movie(dataset: str, name: str) -> MovieEntry | None:
         index = MovieFile.parse_sealed(storage.read_bytes(url), url)
     except DataError:
         return None
-    expected = {ARRAY: index.entry.bytes, "zarr.json": index.array.bytes}
+    entry = index.entry
+    expected = {
+        ARRAY: StoredFile(bytes=entry.bytes, sha256=entry.sha256),
+        "zarr.json": index.array,
+    }
     sizes = storage.file_sizes(folder)
-    whole = all(sizes.get(path) == size for path, size in expected.items())
-    return index.entry if whole and index.movie == name else None
+    if index.movie != name or any(sizes.get(p) != f.bytes for p, f in expected.items()):
+        return None
+    if run is not None and name not in _whole(run):
+        if any(check_file(folder, path, file, file.bytes) for path, file in expected.items()):
+            return None
+        _whole(run).add(name)
+    return entry
 
 
-def write_movie(dataset: str, name: str, stimulus: np.ndarray, frame_rate: float) -> MovieEntry:
+def write_movie(
+    dataset: str, name: str, stimulus: np.ndarray, frame_rate: float, run: str
+) -> MovieEntry:
     """Write a movie; several tasks may write the same one, which has the same bytes.
 
     Args:
@@ -47,6 +72,7 @@ def write_movie(dataset: str, name: str, stimulus: np.ndarray, frame_rate: float
         name: `movie_name` of the stimulus.
         stimulus: uint8 [T, H, W].
         frame_rate: Hz, for the perceptual hashes.
+        run: of the job.
 
     Raises:
         StorageError: the target cannot be written.
@@ -77,6 +103,7 @@ def write_movie(dataset: str, name: str, stimulus: np.ndarray, frame_rate: float
     storage.write_bytes(storage.join(folder, ARRAY), shard)
     storage.write_bytes(storage.join(folder, "zarr.json"), description)
     storage.write_bytes(storage.join(folder, INDEX), index.sealed())
+    _whole(run).add(name)
     return entry
 
 

@@ -16,14 +16,23 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.at_target import damage, forget, session_bytes, session_manifest, tiers_of
 from data_prep.fingerprint import fingerprint, same_sizes, source_sha256
-from data_prep.movie_writer import stored_movie
+from data_prep.journal import (
+    JOURNAL,
+    SOURCES,
+    SURVEY,
+    check_ours,
+    done,
+    note,
+    remove_empty,
+    remove_written,
+)
 from data_prep.parallel import Task
 from data_prep.readers.deconvolved import check_made_from
-from data_prep.retiered import ASTRIDE
 from data_prep.scaling import Scaling, constant, scaling_of
 from data_prep.session_view import Tiers, View, neurons_with_values, open_session
-from data_prep.session_writer import MANIFEST, SOURCES, SURVEY, finish_session
+from data_prep.session_writer import Origin, finish_session, origin_of
 from data_prep.settings import PrepSettings
 from data_prep.shard_writer import (
     ShardPlan,
@@ -35,8 +44,8 @@ from data_prep.shard_writer import (
 )
 from data_prep.survey import PART, Part, Survey, check_session, check_survey, join, survey_part
 from fmcortex import storage
-from fmcortex.data.files import session_files
-from fmcortex.data.manifest import VERSION, SessionManifest, SourceList, Tier
+from fmcortex.data.files import ORIGIN
+from fmcortex.data.manifest import VERSION, SessionManifest, SourceList
 from fmcortex.errors import ConfigError, DataError, FmcortexError, StorageError, WorkerError
 
 
@@ -79,8 +88,9 @@ def join_task(
     survey = join(parts, reader.info, settings, inputs)
     survey = survey.model_copy(update={"left_out": list(view.left_out)})
     forget(to, reader.info.name)
-    url = storage.join(to, "sessions", reader.info.name, SURVEY)
-    storage.write_bytes(url, survey.encoded())
+    session = storage.join(to, "sessions", reader.info.name)
+    note(session, [SURVEY])
+    storage.write_bytes(storage.join(session, SURVEY), survey.sealed())
     return survey
 
 
@@ -93,15 +103,16 @@ def shard_task(
     survey: Survey,
     scaling: Scaling,
     inputs: str,
+    run: str,
 ) -> tuple[WrittenShard, bool]:
     """Write a shard, unless it is there already; whether it was written."""
     name = Path(folder).name
-    found = whole_shard(to, name, plan, inputs)
+    found = whole_shard(to, name, plan, inputs, run)
     if found is not None:
         return found, False
     reader = open_session(folder, settings, view)
     refs = {ref.key: ref for ref in reader.trials()}
-    return write_shard(reader, to, plan, refs, survey, scaling, settings, inputs), True
+    return write_shard(reader, to, plan, refs, survey, scaling, settings, inputs, run), True
 
 
 def finish_task(
@@ -118,7 +129,9 @@ def finish_task(
     """Write the end of a session."""
     reader = open_session(folder, settings, view)
     sha256 = source_sha256(sources)
-    return finish_session(reader, to, survey, scaling, settings, plans, written, sources, sha256)
+    return finish_session(
+        reader, folder, to, survey, scaling, settings, plans, written, sources, sha256
+    )
 
 
 class SessionJob:
@@ -129,7 +142,11 @@ class SessionJob:
         to: URL of the dataset.
         settings: of the preparation.
         tiers: of a split made here.
-        overwrite: whether to make the session again where it was made with other settings.
+        overwrite: whether to make the session again where it was made with other settings, or of
+            another recording.
+        content: whether a session that is at the target is read and checked, rather than only the
+            sizes of its files.
+        run: tells this run of the job from others.
         say: is told a line when the session is done, or failed.
         note: is told what is being done.
     """
@@ -141,6 +158,8 @@ class SessionJob:
         settings: PrepSettings,
         tiers: Tiers,
         overwrite: bool,
+        content: bool,
+        run: str,
         say: Callable[[str], None],
         note: Callable[[str], None],
     ) -> None:
@@ -148,6 +167,9 @@ class SessionJob:
         self.error: FmcortexError | None = None
         self._folder, self._to, self._settings = str(folder), to, settings
         self._view, self._overwrite = View(tiers), overwrite
+        self._content, self._run = content, run
+        self._why = ""
+        self._ours = False
         self._say, self._note = say, note
         self._url = storage.join(to, "sessions", self.name)
         self._reused = 0
@@ -156,9 +178,13 @@ class SessionJob:
         """Look at the source and at what is at the target.
 
         Raises:
-            ConfigError: the session is there with other settings, and is not to be overwritten.
+            ConfigError: the session is there with other settings, and is not to be overwritten, or
+                others have put something where it goes.
         """
         manifest = session_manifest(self._to, self.name)
+        if manifest is None:
+            check_ours(self._url)
+        self._ours = True
         self._outdated = False
         sized = None
         if manifest is not None:
@@ -182,15 +208,13 @@ class SessionJob:
     def _stored_sources(self) -> SourceList | None:
         with suppress(FmcortexError):
             url = storage.join(self._url, SOURCES)
-            return SourceList.parse(storage.read_bytes(url), url)
+            return SourceList.parse_sealed(storage.read_bytes(url), url)
         return None
 
     def _looked(self, manifest: SessionManifest | None, found: Look) -> list[Task]:
         self._sources, trials = found
         self._sha256 = source_sha256(self._sources)
-        same = manifest is not None and manifest.source_sha256 == self._sha256
-        same = same and manifest is not None and self._view.tiers in (None, tiers_of(manifest))
-        if manifest is not None and same and not self._outdated and is_whole(self._to, manifest):
+        if manifest is not None and self._is_there(manifest):
             self._say(f"{self.name}: up to date")
             return []
         self._inputs = storage.sha256(
@@ -243,12 +267,43 @@ class SessionJob:
             for number in range(count)
         ]
 
+    def _is_there(self, manifest: SessionManifest) -> bool:
+        """Whether the session at the target is the one to be made, and whole.
+
+        Raises:
+            ConfigError: it is of another recording, and is not to be overwritten.
+        """
+        if manifest.source_sha256 != self._sha256:
+            self._check_origin()
+            self._why = "its source has changed"
+            return False
+        if self._outdated or self._view.tiers not in (None, tiers_of(manifest)):
+            return False
+        problem = damage(self._to, manifest, self._run if self._content else None)
+        if problem is not None:
+            self._why = f"damaged: {problem}"
+            return False
+        done(self._url)  # a run may have been killed between the two
+        return True
+
+    def _check_origin(self) -> None:
+        url = storage.join(self._url, ORIGIN)
+        if self._overwrite or not storage.exists(url):
+            return
+        with suppress(DataError):
+            found = Origin.parse_sealed(storage.read_bytes(url), url)
+            if found.folder_sha256 != origin_of(self._folder).folder_sha256:
+                raise ConfigError(
+                    f"{self._folder}: another recording called {self.name}, from another folder,"
+                    f" is at {self._to}; rename one of the two, or replace that with --overwrite"
+                )
+
     def _stored_survey(self) -> Survey | None:
         """The survey of an earlier run from the same source and settings."""
         url = storage.join(self._url, SURVEY)
         with suppress(DataError):
             if storage.exists(url):
-                survey = Survey.parse(storage.read_bytes(url), url)
+                survey = Survey.parse_sealed(storage.read_bytes(url), url)
                 return survey if survey.inputs_sha256 == self._inputs else None
         return None
 
@@ -269,6 +324,8 @@ class SessionJob:
         settings = self._settings
         self._survey, self._scaling = survey, scaling_of(survey, settings)
         self._plans = plan_shards(survey, settings)
+        names = [f"{plan.name}.{kind}" for plan in self._plans for kind in ("tar", "index.json")]
+        note(self._url, [SURVEY, SOURCES, ORIGIN, *names])
         self._written: list[WrittenShard | None] = [None] * len(self._plans)
         # A shard's task needs of the survey all but its trials.
         common = survey.model_copy(update={"trials": [], "excluded": []})
@@ -276,7 +333,7 @@ class SessionJob:
         for number, plan in enumerate(self._plans):
             inputs = shard_inputs(plan, self._scaling, survey.delays, settings, self._sha256)
             arguments = (self._folder, self._to, settings, self._view)
-            arguments += (plan, common, self._scaling, inputs)  # type: ignore[assignment]
+            arguments += (plan, common, self._scaling, inputs, self._run)  # type: ignore[assignment]
             tasks.append(Task(shard_task, arguments, partial(self._shard, number)))
         return tasks
 
@@ -303,6 +360,7 @@ class SessionJob:
             f"{self.name}: {manifest.neurons} neurons, {len(manifest.trials)} training trials"
             f" ({manifest.train_minutes:.1f} min), {len(manifest.videos)} repeated videos,"
             f" {session_bytes(manifest) / 1e6:.1f} MB{excluded}{reused}"
+            + (f"; made again: {self._why}" if self._why else "")
         )
         return []
 
@@ -311,9 +369,11 @@ class SessionJob:
         self.error = error
         self._say(f"{self.name}: failed: {error}")
         again = isinstance(error, StorageError | WorkerError)
-        if not again and session_manifest(self._to, self.name) is None:
+        if not again and self._ours and session_manifest(self._to, self.name) is None:
             with suppress(StorageError):
-                storage.remove(self._url)
+                remove_written(self._url, [JOURNAL])
+                done(self._url)
+                remove_empty(self._url)
 
 
 def _constant_channels(manifest: SessionManifest, survey: Survey) -> list[str]:
@@ -327,52 +387,3 @@ def _constant_channels(manifest: SessionManifest, survey: Survey) -> list[str]:
         for name, still in zip(names, constant(found), strict=True)
         if still
     ]
-
-
-def session_bytes(manifest: SessionManifest) -> int:
-    """Bytes of a session's files but its manifest."""
-    return sum(file.bytes for file in session_files(manifest).values())
-
-
-def session_manifest(to: str, name: str) -> SessionManifest | None:
-    """The manifest of a session at the target; None if there is none or it cannot be parsed."""
-    url = storage.join(to, "sessions", name, MANIFEST)
-    if not storage.exists(url):
-        return None
-    try:
-        return SessionManifest.parse(storage.read_bytes(url), url)
-    except DataError:
-        return None
-
-
-def tiers_of(manifest: SessionManifest) -> dict[str, Tier | None]:
-    """The tier of each trial of a session, those left out too, as in `Tiers`."""
-    tiers: dict[str, Tier | None] = {
-        item.trial: None if item.reason == ASTRIDE else item.tier for item in manifest.excluded
-    }
-    tiers |= {trial.key: "train" for trial in manifest.trials}
-    return tiers | {trial.key: v.tier for v in manifest.videos for trial in v.shown}
-
-
-def is_whole(to: str, manifest: SessionManifest) -> bool:
-    """Whether all files of a session, and its movies, are at the target."""
-    sizes = storage.file_sizes(storage.join(to, "sessions", manifest.session))
-    files = session_files(manifest)
-    return all(sizes.get(path) == file.bytes for path, file in files.items()) and all(
-        stored_movie(to, name) == entry for name, entry in manifest.movies.items()
-    )
-
-
-def forget(to: str, name: str) -> None:
-    """Before a session is written anew, take away what says that it is there.
-
-    The dataset's manifest goes first. Other workers may be removing it too.
-    """
-    session = storage.join(to, "sessions", name, MANIFEST)
-    if not storage.exists(session):
-        return
-    for url in (storage.join(to, MANIFEST), session):
-        with suppress(StorageError):
-            storage.remove(url)
-        if storage.exists(url):
-            raise StorageError(f"{url}: cannot remove")

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 from zarr.storage import MemoryStore
 
+from data_prep.journal import (
+    MANIFEST,
+    OWN,
+    SOURCES,
+    SURVEY,
+    done,
+    note,
+    remove_written,
+)
 from data_prep.readers.protocol import Reader
 from data_prep.scaling import Scaling
 from data_prep.settings import PrepSettings
@@ -18,10 +28,13 @@ from data_prep.shard_writer import ShardPlan, WrittenShard
 from data_prep.survey import Survey, SurveyedTrial, repeated_videos
 from fmcortex import __version__, storage
 from fmcortex.data.arrays import content_sha256, little_endian
-from fmcortex.data.files import session_files
+from fmcortex.data.files import ORIGIN, session_files
 from fmcortex.data.manifest import (
+    VERSION,
     Array,
+    Sealed,
     SessionManifest,
+    Sha256,
     SourceList,
     Statistics,
     StoredFile,
@@ -29,13 +42,22 @@ from fmcortex.data.manifest import (
     Video,
 )
 
-MANIFEST = "manifest.json"
-SURVEY = "survey.json"
-SOURCES = "sources.json"
+
+class Origin(Sealed):
+    """`origin.json`: which folder a session was made from, by the SHA-256 of its path."""
+
+    version: Literal[2] = VERSION
+    folder_sha256: Sha256
+
+
+def origin_of(folder: str) -> Origin:
+    """What tells a source folder from another one that is called alike."""
+    return Origin(folder_sha256=storage.sha256(os.fsencode(os.path.realpath(folder))))
 
 
 def finish_session(
     reader: Reader,
+    source: str,
     to: str,
     survey: Survey,
     scaling: Scaling,
@@ -45,7 +67,9 @@ def finish_session(
     sources: SourceList,
     source_sha256: str,
 ) -> SessionManifest:
-    """Write what is left of a session, the manifest last, and remove what it does not name.
+    """Write what is left of a session, the manifest last.
+
+    What this job wrote before and the manifest does not name is removed.
 
     Raises:
         StorageError: the target cannot be written.
@@ -55,8 +79,8 @@ def finish_session(
     files = {
         w.shard.index: StoredFile(bytes=w.index_bytes, sha256=w.shard.index_sha256) for w in written
     }
-    files[SURVEY] = _stored(survey.encoded())  # written before the shards
-    files[SOURCES] = _put(folder, SOURCES, sources.encoded())
+    files[SURVEY] = _stored(survey.sealed())  # written before the shards
+    files[SOURCES] = _put(folder, SOURCES, sources.sealed())
     columns = {**reader.neurons(), "response_scale": scaling.response}
     if survey.delays is not None:
         columns["imaging_delay"] = np.array(survey.delays)
@@ -106,9 +130,10 @@ def finish_session(
         tool_version=__version__,
     )
     # Left by runs that were killed, or of other settings.
-    for path in sorted(set(storage.file_sizes(folder)) - set(session_files(manifest)) - {MANIFEST}):
-        storage.remove(storage.join(folder, path))
-    storage.write_bytes(storage.join(folder, MANIFEST), manifest.encoded())
+    remove_written(folder, [*session_files(manifest), *OWN])
+    storage.write_bytes(storage.join(folder, ORIGIN), origin_of(source).sealed())
+    storage.write_bytes(storage.join(folder, MANIFEST), manifest.sealed())
+    done(folder)
     return manifest
 
 
@@ -162,6 +187,7 @@ def _write_table(
                 shape=list(values.shape),
                 sha256=content_sha256(values),
             )
+    note(folder, [f"neurons.zarr/{path}" for path in files])
     for path, content in sorted(files.items()):
         path = f"neurons.zarr/{path}"
         stored[path] = _put(folder, path, content.to_bytes())

@@ -21,6 +21,7 @@ from data_prep.survey import Survey, SurveyedTrial, repeated_videos
 from fmcortex import storage
 from fmcortex.data.arrays import encode_npy
 from fmcortex.data.codecs import BLOCK_ROWS, CHUNK_FRAMES, ZSTD_LEVEL, compress
+from fmcortex.data.files import check_file
 from fmcortex.data.manifest import (
     VERSION,
     Block,
@@ -28,6 +29,7 @@ from fmcortex.data.manifest import (
     MovieEntry,
     Shard,
     ShardIndex,
+    StoredFile,
     Tier,
     TrialHeader,
 )
@@ -106,8 +108,12 @@ def shard_inputs(
     return storage.sha256(json.dumps(document, sort_keys=True).encode())
 
 
-def whole_shard(to: str, session: str, plan: ShardPlan, inputs: str) -> WrittenShard | None:
+def whole_shard(
+    to: str, session: str, plan: ShardPlan, inputs: str, run: str
+) -> WrittenShard | None:
     """The shard if it is at the target, made from the same inputs, with all movies; else None.
+
+    What an earlier run has left is read once more: disks and stores may have damaged it since.
 
     Raises:
         StorageError: the target cannot be read.
@@ -118,15 +124,16 @@ def whole_shard(to: str, session: str, plan: ShardPlan, inputs: str) -> WrittenS
         return None
     content = storage.read_bytes(url)
     try:
-        index = ShardIndex.parse(content, url)
+        index = ShardIndex.parse_sealed(content, url)
     except DataError:
         return None
-    sizes = storage.file_sizes(folder)
-    if index.inputs_sha256 != inputs or sizes.get(f"{plan.name}.tar") != index.bytes:
+    tar = StoredFile(bytes=index.bytes, sha256=index.sha256)
+    size = storage.file_sizes(folder).get(f"{plan.name}.tar")
+    if index.inputs_sha256 != inputs or check_file(folder, f"{plan.name}.tar", tar, size):
         return None
     movies: dict[str, MovieEntry] = {}
     for trial in plan.trials:
-        entry = movies.get(trial.movie) or stored_movie(to, trial.movie)
+        entry = movies.get(trial.movie) or stored_movie(to, trial.movie, run)
         if entry is None:
             return None
         movies[trial.movie] = entry
@@ -142,6 +149,7 @@ def write_shard(
     scaling: Scaling,
     settings: PrepSettings,
     inputs: str,
+    run: str,
 ) -> WrittenShard:
     """Read the trials of a shard again and write it, its movies first and its index last.
 
@@ -159,15 +167,15 @@ def write_shard(
         if isinstance(trial, str) or movie_name(trial.stimulus) != surveyed.movie:
             raise DataError(f"{raw.stimulus_source}: the source changed while it was read")
         if surveyed.movie not in movies:
-            movies[surveyed.movie] = stored_movie(to, surveyed.movie) or write_movie(
-                to, surveyed.movie, trial.stimulus, settings.frame_rate
+            movies[surveyed.movie] = stored_movie(to, surveyed.movie, run) or write_movie(
+                to, surveyed.movie, trial.stimulus, settings.frame_rate, run
             )
         samples.append(encode_trial(surveyed, trial, survey.delays, scaling, settings))
         assert raw.responses is not None
         _check_finite(samples[-1][0], trial, scaling, raw.responses[0].source)
     tar, index = _encode_shard(plan.name, samples, inputs)
     samples.clear()
-    content = index.encoded()
+    content = index.sealed()
     storage.write_bytes(storage.join(folder, f"{plan.name}.tar"), tar)
     storage.write_bytes(storage.join(folder, f"{plan.name}.index.json"), content)
     return WrittenShard(_entry(plan.name, index, content), len(content), movies)

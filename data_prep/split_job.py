@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from fmcortex.data.manifest import (
     Tier,
 )
 from fmcortex.data.movies import INDEX, movie_folder, movie_name
-from fmcortex.errors import ConfigError, FmcortexError
+from fmcortex.errors import ConfigError, DataError, FmcortexError
 
 SPLIT = "split.json"
 
@@ -129,7 +130,7 @@ def made_tiers(
         ConfigError: the target's split was made with other settings.
         StorageError: the target cannot be read or written.
     """
-    stored = _stored_split(to, settings, {folder.name for folder in folders}, overwrite)
+    stored = _stored_split(to, settings, {folder.name for folder in folders}, overwrite, note)
     jobs = [_Looking(folder, settings, note) for folder in folders]
     run(jobs, workers)
     known = {name: movie.tier for name, movie in stored.movies.items()}
@@ -155,9 +156,10 @@ def made_tiers(
         name: MovieTier(tier=tiers[name], hashes=[f"{h:016x}" for h in hashes[name].tolist()])
         for name in sorted(tiers)
     }
-    if movies != stored.movies:
-        file = stored.model_copy(update={"movies": movies})
-        storage.write_bytes(storage.join(to, SPLIT), file.sealed())
+    content = stored.model_copy(update={"movies": movies}).sealed()
+    url = storage.join(to, SPLIT)
+    if not storage.exists(url) or storage.read_bytes(url) != content:
+        storage.write_bytes(url, content)
     return {
         job.name: {shown.key: tiers.get(shown.movie) for shown in job.shown}
         for job in jobs
@@ -165,7 +167,13 @@ def made_tiers(
     }
 
 
-def _stored_split(to: str, settings: PrepSettings, names: set[str], overwrite: bool) -> SplitFile:
+def _stored_split(
+    to: str,
+    settings: PrepSettings,
+    names: set[str],
+    overwrite: bool,
+    note: Callable[[str], None],
+) -> SplitFile:
     """The tiers that movies at the target have, by an earlier split or by their sessions."""
     asked = {
         "validation_fraction": settings.validation_fraction,
@@ -174,8 +182,14 @@ def _stored_split(to: str, settings: PrepSettings, names: set[str], overwrite: b
     }
     url = storage.join(to, SPLIT)
     others = {name: manifest for name, manifest in _manifests(to) if name not in names}
-    if storage.exists(url):
-        found = SplitFile.parse_sealed(storage.read_bytes(url), url)
+    try:
+        found = (
+            SplitFile.parse_sealed(storage.read_bytes(url), url) if storage.exists(url) else None
+        )
+    except DataError:  # of a damaged split the sessions themselves tell the tiers
+        note(f"{SPLIT} is damaged: taking the tiers from the sessions")
+        found, others = None, dict(_manifests(to))
+    if found is not None:
         if found.settings == asked:
             return found
         changed = ", ".join(k for k in asked if found.settings.get(k) != asked[k])
@@ -205,7 +219,8 @@ def _manifests(to: str) -> Iterator[tuple[str, SessionManifest]]:
         name, _, file = path.partition("/")
         if file == "manifest.json":
             url = storage.join(root, path)
-            yield name, SessionManifest.parse(storage.read_bytes(url), url)
+            with suppress(DataError):  # it is made again, or the end of the job complains
+                yield name, SessionManifest.parse_sealed(storage.read_bytes(url), url)
 
 
 def _shown(manifest: SessionManifest) -> list[tuple[str, Tier]]:

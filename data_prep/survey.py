@@ -33,7 +33,7 @@ from data_prep.readers.protocol import Reader, SessionInfo, TrialRef
 from data_prep.resampling import Moments
 from data_prep.scaling import response_divisor
 from data_prep.settings import PrepSettings
-from fmcortex.data.manifest import Document, Excluded, Sha256, Tier
+from fmcortex.data.manifest import Document, Excluded, Sealed, Sha256, Tier
 from fmcortex.data.movies import movie_name
 from fmcortex.errors import DataError
 from fmcortex.names import InsidePath
@@ -79,7 +79,7 @@ class ChannelMoments(Document):
     lowest: list[float] | None = None
 
 
-class Survey(Document):
+class Survey(Sealed):
     """What the first pass found of a session: `survey.json` beside its shards.
 
     Attributes:

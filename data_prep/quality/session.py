@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.journal import SURVEY
 from data_prep.quality.flags import (
     EXTREME,
     SAME_CELL,
@@ -44,7 +45,6 @@ from data_prep.quality.types import (
     SessionQuality,
 )
 from data_prep.resampling import Moments
-from data_prep.session_writer import SURVEY
 from data_prep.survey import Survey
 from fmcortex import storage
 from fmcortex.data.dataset import PreparedSession
@@ -149,7 +149,7 @@ def read_survey(session: PreparedSession) -> Survey:
     stored = session.manifest.files.get(SURVEY)
     if stored is not None and storage.sha256(content) != stored.sha256:
         raise DataError(f"{url}: differs from its checksum in the session's manifest")
-    return Survey.parse(content, url)
+    return Survey.parse_sealed(content, url)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from data_prep.readers.signals import SignalsReader
 from data_prep.settings import PrepSettings
 from fmcortex.errors import DataError
 from fmcortex.names import check_session
+from fmcortex.place import local_path
 
 #: For each layout: its reader, and what of which one at least tells a session of the layout.
 _LAYOUTS: dict[str, tuple[Callable[[Path, PrepSettings], Reader], tuple[str, ...]]] = {
@@ -80,8 +81,9 @@ def find_sessions(
         DataError: there is no such folder, no session in it, not one of those named, a folder of
             no known layout, or a name that cannot be a folder of the prepared dataset.
     """
-    root = Path(source).absolute()
-    if not root.is_dir():
+    path = local_path(source)
+    root = Path(path or "")
+    if path is None or not root.is_dir():
         raise DataError(f"{source}: no such folder; the source is a local folder of recordings")
     if layout_of(root) is not None:
         folders = {root.name: root}

@@ -15,6 +15,10 @@ from fmcortex.data.memory import MemoryCache
 from fmcortex.data.movies import ARRAY, INDEX, Movie, movie_folder, movie_name
 from fmcortex.data.shards import read_index
 from fmcortex.errors import FmcortexError, StorageError
+from fmcortex.seal import seal_holds
+
+#: Which folder a session was made from, beside its manifest.
+ORIGIN = "origin.json"
 
 #: Bytes read at a time when a file is hashed.
 BLOCK = 8 << 20
@@ -53,6 +57,14 @@ def check_file(folder: str, path: str, expected: StoredFile, size: int | None) -
     return None
 
 
+def origin_problem(folder: str) -> str | None:
+    """What is wrong with a session's `origin.json`, in one line; None if nothing is."""
+    url = storage.join(folder, ORIGIN)
+    if not storage.exists(url):
+        return f"{url}: file is missing"
+    return None if seal_holds(storage.read_bytes(url)) else f"{url}: differs from its own checksum"
+
+
 def session_problems(url: str, manifest: SessionManifest) -> list[str]:
     """Check every byte of a session's folder; one line for each problem."""
     sizes = storage.file_sizes(url)
@@ -60,6 +72,7 @@ def session_problems(url: str, manifest: SessionManifest) -> list[str]:
         check_file(url, path, expected, sizes.get(path))
         for path, expected in session_files(manifest).items()
     ]
+    found.append(origin_problem(url) if manifest.seal else None)
     problems = [problem for problem in found if problem is not None]
     arrays = [*manifest.neuron_table.values(), manifest.statistics.response_scale]
     if manifest.statistics.imaging_delay is not None:

@@ -13,6 +13,8 @@ A prepared dataset is a folder on any fsspec URL::
         neurons.zarr/...               the neuron table, a one-dimensional array a column
         survey.json                    what was found on the first reading of the source
         sources.json                   SourceList: the files it was made from
+        origin.json                    which folder that was; no part of what is prepared
+        writing.json                   while it is being written: the files that are, or will be
 
 A movie's name is the SHA-256 of its size and pixels (`fmcortex.data.movies.movie_name`), on the
 stimulus's frames and at the size of the prepared dataset.
@@ -201,7 +203,7 @@ class IndexedTrial(Document):
     responses: list[list[Block]]
 
 
-class ShardIndex(Document):
+class ShardIndex(Sealed):
     """The index beside each tar, which makes it readable by range and its truncation visible.
 
     `inputs_sha256` is over all that the shard was made from: where that is the same, and the tar
@@ -291,7 +293,7 @@ class Statistics(Document):
     modulation_std: list[float]
 
 
-class SessionManifest(Document):
+class SessionManifest(Sealed):
     """One recording session of a prepared dataset."""
 
     version: Literal[2] = VERSION
@@ -359,7 +361,7 @@ class SourceFile(Document):
     sha256: Sha256
 
 
-class SourceList(Document):
+class SourceList(Sealed):
     """Where a session came from: files by path in its source folder."""
 
     version: Literal[2] = VERSION

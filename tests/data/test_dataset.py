@@ -177,7 +177,7 @@ def test_a_flipped_byte_anywhere_is_found_and_never_read(prepared):
     # Training reads neither the headers of tars, nor what tells where it all came from.
     assert unread <= {
         *("train-00000.tar", "train-00001.tar", "test-00000.tar"),
-        *("survey.json", "sources.json", "index.json", "zarr.json", "0"),
+        *("survey.json", "sources.json", "origin.json", "index.json", "zarr.json", "0"),
     }
     assert verify(str(prepared)) == []
 
