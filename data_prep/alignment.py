@@ -138,7 +138,8 @@ def shown_frames(raw: RawTrial, info: SessionInfo, settings: PrepSettings) -> np
         DataError, ConfigError: as `align`.
     """
     check_trial(raw, info, None)
-    if raw.frame_times is not None and _dropped_frame(raw):
+    dropped = raw.frame_times is not None and _dropped_frame(raw)
+    if dropped or raw.ref.left_out is not None:
         return _resized(raw.stimulus, info, settings)  # it will be left out
     _, step = _frames(raw, settings.frame_rate)
     return _resized(raw.stimulus[::step], info, settings)

@@ -76,6 +76,8 @@ class Data:
             said = " ".join(str(error).split())
             raise DataError(f"{self.source}: cannot read{self._filters}: {said}") from error
         slices = part if isinstance(part, tuple) else (part,)
+        if values.size and self._whole is None and self.file.driver != "fileobj":
+            self.is_whole()
         if not self._whole and values.size:
             self._check_written(slices, values)
         if self._zstandard:
@@ -131,8 +133,8 @@ class Data:
     def _check_written(self, part: tuple[Any, ...], values: np.ndarray) -> None:
         """Refuse values that are of a chunk that was never written.
 
-        Whether it was is asked only of chunks that hold nothing but the fill value, since to ask
-        takes a walk through the index of all chunks.
+        Whether it was is asked only of chunks that hold nothing but the fill value: to ask takes a
+        walk through the index of all chunks, and of a file at a URL that is many requests.
         """
         fill = self._dataset.fillvalue
         known = _fill_is_known(self._dataset)

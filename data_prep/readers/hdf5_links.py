@@ -56,7 +56,8 @@ def member(group: Any, name: str, source: str) -> Any:
     if not is_group(group):
         return None
     path = group.name.strip("/")
-    where = f"{source}/{name}" if path and source.endswith(path) else f"{source}: {path}/{name}"
+    inside = path and source.endswith(path)
+    where = f"{source}/{name}" if inside else f"{source}: {path}/{name}".replace(": /", ": ")
     link = None
     try:
         link = group.get(name, getlink=True)
@@ -64,14 +65,17 @@ def member(group: Any, name: str, source: str) -> Any:
             return None
         found = _open(group, name)
         # What HDF5 does not find beside the file it takes from where the process happens to run.
-        if found.file.filename != group.file.filename:
+        hard = isinstance(link, h5py.HardLink)
+        if not hard and found.file.filename != group.file.filename:
             check_beside(group.file, Path(found.file.filename), f"{where}: is in")
         return found
     except UNREADABLE as error:
         if isinstance(link, h5py.ExternalLink):
+            what = "which is missing or has no such part; put it beside this one"
+            if group.file.driver == "fileobj":
+                what = "which is not read from a URL"
             raise DataError(
-                f"{where}: is {link.path} of another file, {link.filename}, which is missing or"
-                " has no such part; put it beside this one"
+                f"{where}: is {link.path} of another file, {link.filename}, {what}"
             ) from error
         if isinstance(link, h5py.SoftLink):
             raise DataError(

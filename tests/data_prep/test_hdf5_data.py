@@ -115,6 +115,22 @@ def test_file_where_the_process_runs_does_not_stand_in(path, tmp_path_factory, m
     refused(path, "x: is in part.h5, outside ")
 
 
+@pytest.mark.parametrize("kind", ["virtual", "link"])
+def test_other_files_of_one_at_a_url(path, monkeypatch, kind):
+    virtual(path)
+    if kind == "link":
+        with h5py.File(path, "w") as file:
+            file["x"] = h5py.ExternalLink("part.h5", "/x")
+    monkeypatch.chdir(path.parent)
+    message = r"^u: x: .*part\.h5, which is not read from a URL"
+    with (
+        open(path, "rb") as stream,
+        h5py.File(stream) as remote,
+        pytest.raises(DataError, match=message),
+    ):
+        Data(child(remote, "x", "u"), "u: x")
+
+
 def test_virtual_dataset_of_another_file_than_it_was(path):
     other = virtual(path)
     for change, words in (
@@ -214,12 +230,13 @@ def test_chunks_that_were_never_written(path, fill):
         stored = file.create_dataset("x", (30, 4), "f8", chunks=(10, 3), fillvalue=fill)
         stored[:10] = stored[20:] = 1.0
         stored[10:20, :3] = fill or 0.0
-    data = opened(path)
-    assert (data[:10] == 1.0).all()
-    assert (data[:20, :3] == np.repeat([[1.0], [fill or 0.0]], 10, axis=0)).all()
-    for part in (slice(None), slice(8, 12), (slice(None), slice(3, 4))):
-        with pytest.raises(DataError, match=r"x: the chunk at \[10, 3\] was never written"):
-            data[part]
+    with open(path, "rb") as stream, h5py.File(stream) as remote:  # as a file at a URL is opened
+        for data in (opened(path), Data(remote["x"], "x")):
+            assert (data[:10] == 1.0).all()
+            assert (data[:20, :3] == np.repeat([[1.0], [fill or 0.0]], 10, axis=0)).all()
+            for part in (slice(None), slice(8, 12), (slice(None), slice(3, 4))):
+                with pytest.raises(DataError, match=r"x: the chunk at \[10, 3\] was never written"):
+                    data[part]
 
 
 def test_values_that_were_never_written(path):

@@ -14,6 +14,7 @@ from data_prep.readers.clock import Clock
 from data_prep.readers.nwb import NwbReader
 from data_prep.readers.nwb_schema import NwbSession
 from data_prep.readers.nwb_trials import read_trials
+from data_prep.settings import PrepSettings
 from fmcortex.data.dataset import open_dataset
 from fmcortex.errors import DataError
 
@@ -45,6 +46,23 @@ def test_broken_off_showing_is_left_out_and_counted(make, tmp_path):
     reason = f"was broken off after 9 frames; other showings of its clip have {CLIP - 3}"
     assert (left_out.trial, left_out.tier, left_out.reason) == ("Clip-3", "test", reason)
     assert "1 trial left out" in said[0]
+
+
+def test_broken_off_showing_in_a_split_made_here(make, tmp_path):
+    scan = make()
+    first = scan.trials[2][0]
+    scan.flips[first + 1] += 0.004  # a rate that no other trial has, were it looked at
+    scan.write()
+    scan.change(lambda f: f["intervals/Clip/stop_time"].__setitem__(2, scan.flips[first + 2]))
+    settings = PrepSettings(split="made", test_fraction=0.2, split_seed=1)
+    said = []
+    to = str(tmp_path / "to")
+    prepare(str(tmp_path / "source"), to, settings, progress=said.append)
+    [left_out] = open_dataset(to).session(NAME).manifest.excluded
+    assert (left_out.trial, left_out.reason[:21]) == ("Clip-3", "was broken off after ")
+    assert (tmp_path / "to/split.json").is_file()  # its movies were looked at
+    prepare(str(tmp_path / "source"), to, settings, progress=said.append)
+    assert said[1] == f"{NAME}: up to date"
 
 
 @pytest.mark.parametrize(
