@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def finish(folder: Path, runs: dict[str, str], seconds: dict[str, float], total: float) -> None:
-    """Write the summary, print the table and check that the models have learnt."""
+    """Write the summary, print the table and check that the foundation model has learnt."""
     summary: dict[str, Any] = {"seconds": round(total, 1), "models": {}}
     rows = []
     for model, name in runs.items():
@@ -154,23 +154,33 @@ def finish(folder: Path, runs: dict[str, str], seconds: dict[str, float], total:
         f"report {folder / 'report.html'}\nsummary {folder / 'summary.json'}\n{total:.0f} s in all"
     )
 
+    if problem := problem_of(summary):
+        sys.exit(f"demo: {problem}")
+    print(
+        "\nMore: activate the environment, then use the commands above on these mice or on yours:\n"
+        "  source .venv/bin/activate\n"
+        "  fmcortex --help"
+    )
+
+
+def problem_of(summary: dict[str, Any]) -> str | None:
+    """What shows that the models have not learnt, if anything does.
+
+    The foundation model has to be far above what it gets from other videos, which luck does not
+    bring about. Which of the new mouse's models is better, two minutes of data do not say for sure.
+    """
+
     def values(model: str, key: str) -> list[float]:
         return [mouse[key] for mouse in summary["models"][model]["mice"].values()]
 
     foundation = statistics.median(values("foundation", "cc_norm"))
     baseline = statistics.median(values("foundation", "baseline_cc_norm"))
-    (transferred,) = values("transferred", "cc_norm")
-    (individual,) = values("individual", "cc_norm")
     if foundation < baseline + 0.1:
-        sys.exit(
-            f"demo: the foundation model ({foundation:.3f}) is not clearly above what it gets "
-            f"from other videos ({baseline:.3f})"
+        return (
+            f"the foundation model ({foundation:.3f}) is not clearly above what it gets from "
+            f"other videos ({baseline:.3f})"
         )
-    if transferred <= individual:
-        sys.exit(
-            f"demo: the transferred model ({transferred:.3f}) is not above the individual "
-            f"one ({individual:.3f})"
-        )
+    return None
 
 
 if __name__ == "__main__":
