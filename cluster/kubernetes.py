@@ -114,7 +114,7 @@ def _api(context: str | None) -> Iterator[tuple[Any, Any]]:
         import kubernetes
     except ImportError as error:
         raise FmcortexError(
-            "the kubernetes package is not installed: pip install 'fmcortex[kubernetes]'"
+            "the kubernetes package is missing: pip install -e '.[kubernetes]' in the checkout"
         ) from error
     configuration = kubernetes.client.Configuration()
     try:

@@ -254,6 +254,6 @@ def _oasis() -> Any:
         from oasis import functions
     except ImportError as error:
         raise DataError(
-            "deconvolution needs OASIS: pip install 'fmcortex[deconvolution]'"
+            "deconvolution needs OASIS: pip install -e '.[deconvolution]' in the checkout"
         ) from error
     return functions

@@ -182,7 +182,7 @@ def _ffmpeg(path: str) -> str:
         return str(get_ffmpeg_exe())
     except ImportError as error:
         raise DataError(
-            f"{path}: reading video files needs imageio: pip install 'fmcortex[video]'"
+            f"{path}: reading video files needs imageio: pip install -e '.[video]' in the checkout"
         ) from error
 
 

@@ -26,7 +26,9 @@ def open_nwb(location: str) -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise DataError(f"{location}: NWB needs h5py: pip install 'fmcortex[nwb]'") from error
+        raise DataError(
+            f"{location}: NWB needs h5py: pip install -e '.[nwb]' in the checkout"
+        ) from error
     with suppress(ImportError):
         import hdf5plugin  # noqa: F401  Zstandard, Blosc and others, by being imported
     try:

@@ -10,7 +10,7 @@ import click
 from fmcortex.commands.base import COUNT, MINUTES, WORKERS, command
 
 
-@command("simulate", "fmcortex simulate recordings --mice 4 --neurons 100 --minutes 8")
+@command("simulate", "fmcortex simulate recordings --mice 5 --neurons 100 --minutes 8")
 @click.argument("folder")
 @click.option(
     "--mice", type=click.IntRange(1, 9999), default=3, help="Mice, one recording session each."

@@ -106,7 +106,8 @@ def slurm_command(
 @command(
     "k8s",
     "fmcortex submit k8s --nodes 4 --gpus-per-node 8 --job image=registry/fmcortex:0.1 \\\n"
-    "  --config configs/paper.yaml --set data.url=s3://bucket/mice --output s3://bucket/run",
+    "  --config configs/paper.yaml --set data.url=s3://bucket/mice --output s3://bucket/run \\\n"
+    "  --set tracking.uri=http://mlflow:5000",
     submit_group,
 )
 @job_options

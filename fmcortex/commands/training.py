@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from fmcortex.evaluation.evaluate import SessionScore
 
 
-@command("pretrain", "fmcortex pretrain --config configs/demo.yaml --workers 2 --output runs/first")
+@command(
+    "pretrain",
+    "fmcortex pretrain --config configs/demo.yaml --set data.url=prepared \\\n"
+    "  --workers 2 --output runs/first",
+)
 @run_options
 @click.option(
     "--workers",
@@ -72,7 +76,7 @@ def _one_session(session: str | None) -> list[str] | None:
 
 @command(
     "transfer",
-    "fmcortex transfer --from runs/first --set data.url=prepared \\\n"
+    "fmcortex transfer --config configs/demo.yaml --set data.url=prepared --from runs/first \\\n"
     "  --session mouse05-1-1 --minutes 4 --output runs/transfer",
 )
 @run_options
@@ -102,8 +106,8 @@ def transfer_command(
 
 @command(
     "individual",
-    "fmcortex individual --config configs/demo.yaml --session mouse05-1-1 \\\n"
-    "  --minutes 4 --output runs/individual",
+    "fmcortex individual --config configs/demo.yaml --set data.url=prepared \\\n"
+    "  --session mouse05-1-1 --minutes 4 --output runs/individual",
 )
 @run_options
 @click.option("--session", help="The mouse  [default: all of the dataset]")

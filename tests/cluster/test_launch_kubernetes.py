@@ -334,5 +334,5 @@ def test_without_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_without_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "kubernetes", None)
-    with pytest.raises(FmcortexError, match=r"pip install 'fmcortex\[kubernetes\]'"):
+    with pytest.raises(FmcortexError, match=r"pip install -e '\.\[kubernetes\]'"):
         kubernetes.status("x")

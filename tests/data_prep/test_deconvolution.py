@@ -268,5 +268,5 @@ def test_settings_that_cannot_be(values):
 
 def test_without_oasis_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "oasis", None)
-    with pytest.raises(DataError, match=r"pip install 'fmcortex\[deconvolution\]'"):
+    with pytest.raises(DataError, match=r"pip install -e '\.\[deconvolution\]'"):
         deconvolve(np.arange(300.0), times_of(300), GIVEN)

@@ -332,7 +332,7 @@ def test_video_files_that_do_not_work(tmp_path: Path) -> None:
 def test_video_files_need_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     (tmp_path / "movie.mp4").write_bytes(b"")
-    with pytest.raises(DataError, match=r"pip install 'fmcortex\[video\]'"):
+    with pytest.raises(DataError, match=r"pip install -e '\.\[video\]'"):
         simulate(small(videos=(str(tmp_path / "movie.mp4"),)), tmp_path / "out")
 
 

@@ -132,7 +132,7 @@ def test_what_cannot_be(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(StorageError, match=r"no/x\.npy: cannot write: No such file or directory"):
         decode_video(str(file), str(tmp_path / "no" / "x.npy"))
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(DataError, match=r"pip install 'fmcortex\[video\]'"):
+    with pytest.raises(DataError, match=r"pip install -e '\.\[video\]'"):
         decode_video(str(file), str(tmp_path / "x.npy"))
     assert left(tmp_path) == []
 
