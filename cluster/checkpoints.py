@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,14 +20,12 @@ from typing import TypeVar
 
 import torch
 
-from fmcortex import storage
 from fmcortex.config import RunConfig
-from fmcortex.errors import CheckpointError, StorageError
+from fmcortex.data.identity import TrainedOn
+from fmcortex.errors import DataError, StorageError
 from fmcortex.training.checkpoint import (
-    Checkpoint,
     CheckpointManifest,
     StoredFile,
-    list_checkpoints,
     prune,
     step_folder,
     write_manifest,
@@ -62,6 +60,13 @@ class Saved:
     failures: int
 
 
+@dataclass(frozen=True)
+class _Broken:
+    """A state that cannot be saved, however often it is tried."""
+
+    problem: str
+
+
 class Saver:
     """Saves snapshots while training goes on; one at a time.
 
@@ -73,6 +78,7 @@ class Saver:
         peers: the other ranks.
         kept: steps of older checkpoints that are never removed.
         beat: hears of everything that is written, from the writing thread.
+        data: what each session is that is trained on.
     """
 
     def __init__(
@@ -82,7 +88,9 @@ class Saver:
         peers: Peers,
         kept: Sequence[int] = (),
         beat: Callable[[str], None] = lambda what: None,
+        data: Mapping[str, TrainedOn] | None = None,
     ) -> None:
+        self.data = dict(data or {})
         self.config, self.rank, self.peers, self.kept, self.beat = config, rank, peers, kept, beat
         self.failures = 0
         self._pool = ThreadPoolExecutor(1, "checkpoint", initializer=_step_back)
@@ -112,11 +120,17 @@ class Saver:
 
         Returns:
             How the save ended, if it has.
+
+        Raises:
+            DataError: on all ranks: some of the state is not finite, and was not saved.
         """
         snapshot = self._snapshot
         assert snapshot is not None
         if not self._declaring:
             told = self.peers.gather((self._result(), snapshot.units))
+            for entries, _ in told:
+                if isinstance(entries, _Broken):
+                    raise DataError(entries.problem)
             problems = [entries for entries, _ in told if isinstance(entries, str)]
             if problems:
                 return self._ended(problems[0])
@@ -142,13 +156,15 @@ class Saver:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _result(self) -> object:
-        """What this rank's work gave; the message as text, if it failed."""
+        """What this rank's work gave; the message, if it failed."""
         if self._work is None:
             return None
         try:
             return self._work.result()
         except StorageError as error:
             return str(error)
+        except DataError as error:
+            return _Broken(str(error))
 
     def _ended(self, problem: object) -> Saved:
         snapshot = self._snapshot
@@ -183,6 +199,7 @@ class Saver:
             files=files,
             config=config.model_dump(mode="json"),
             drawn=snapshot.drawn,
+            data=self.data,
             skipped=snapshot.skipped,
             kept=list(self.kept),
         )
@@ -215,54 +232,7 @@ def _step_back() -> None:
                 os.setpriority(os.PRIO_PROCESS, thread, BACKGROUND)
 
 
-def load_newest(
-    run: str,
-    load: Callable[[Checkpoint], Loaded],
-    peers: Peers,
-    rank: int,
-    warn: Callable[[str], None],
-) -> Loaded | None:
-    """What `load` reads from the newest checkpoint of a run that all ranks can read.
-
-    Args:
-        run: folder of the run.
-        load: reads what this rank needs; raises CheckpointError where that is corrupt.
-        peers: the other ranks, all of which must call this.
-        rank: of this process.
-        warn: hears of checkpoints that are passed over; on rank 0.
-
-    Returns:
-        None without any checkpoint.
-    """
-    folders = list_checkpoints(run) if rank == 0 else []
-    for folder in peers.gather(folders)[0]:  # all ranks try the same ones
-        loaded, problem = None, None
-        try:
-            checkpoint = Checkpoint(folder)
-            if rank == 0 and checkpoint.remark:
-                warn(checkpoint.remark)
-            loaded = load(checkpoint)
-        except (CheckpointError, StorageError) as error:
-            problem = str(error)
-        problems = [told for told in peers.gather(problem) if told]
-        if not problems:
-            return loaded
-        if rank == 0:
-            warn(f"{problems[0]}; trying the checkpoint before it")
-    return None
-
-
 def any_rank(peers: Peers, *flags: bool) -> list[bool]:
     """Whether each flag is set on some rank."""
     told = peers.sum(torch.tensor([float(flag) for flag in flags]))
     return [value > 0 for value in told.tolist()]
-
-
-def remove_unfinished(run: str) -> None:
-    """Remove what interrupted saves have left: folders of checkpoints without a manifest."""
-    whole = set(list_checkpoints(run))
-    checkpoints = storage.join(run, "checkpoints")
-    for name in storage.names(checkpoints):
-        folder = storage.join(checkpoints, name)
-        if name.startswith("step-") and folder not in whole:
-            storage.remove(folder)

@@ -7,20 +7,23 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from cluster.checkpoints import Saver, any_rank, remove_unfinished
+from cluster.checkpoints import Saver, any_rank
 from cluster.reporter import Reporter
 from cluster.state import Start, start_rank
 from cluster.watchdog import Watchdog
 from fmcortex import storage
 from fmcortex.config import RunConfig
 from fmcortex.data.dataset import PreparedDataset
+from fmcortex.data.identity import trained_sessions
 from fmcortex.data.loader import ClipLoader
 from fmcortex.device import choose
 from fmcortex.errors import StorageError
 from fmcortex.evaluation.evaluate import evaluate_session
 from fmcortex.model.network import Network
 from fmcortex.tracking.run import RunLog
+from fmcortex.training.diagnosis import check_trained
 from fmcortex.training.fit import dataset_of
+from fmcortex.training.going_on import remove_unfinished
 from fmcortex.training.snapshot import take_snapshot
 from fmcortex.training.step import Trainer
 
@@ -116,10 +119,13 @@ def train_rank(
             config.data.threads,
             pin=compute.device.type == "cuda",
         )
-        saver = Saver(config, rank, trainer.peers, start.kept, dog.beat)
+        data = trained_sessions(dataset, plan.sessions)
+        saver = Saver(config, rank, trainer.peers, start.kept, dog.beat, data)
         reporter = Reporter(config, trainer, log, outside)
         if start.step:
             reporter.event("went on from a checkpoint", start.step)
+        if start.changed:
+            reporter.event("went on with other data", start.step)
         try:
             _steps(config, start, end, loader, dataset, saver, reporter, outside, dog.beat)
         finally:
@@ -149,6 +155,8 @@ def _steps(
         reporter.add(report, loader)
         asked, waiting = any_rank(trainer.peers, outside.stop_asked(), not saver.written)
         finished = done == end
+        if done == config.training.steps:
+            check_trained(trainer.skipped, done)
         if saver.busy and not waiting:
             reporter.saved(done, saver.advance())
         saves = finished or asked or done % config.checkpoint.every == 0

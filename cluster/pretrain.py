@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +14,13 @@ from cluster.loop import HANGS
 from cluster.placement import configured_costs, place_lanes
 from cluster.ray_place import cluster_address
 from cluster.ray_session import ray_session
-from cluster.signals import StopSignals
 from fmcortex import errors, storage
 from fmcortex.config import RunConfig
 from fmcortex.errors import CheckpointError, ConfigError, FmcortexError, Preempted
 from fmcortex.lock import Lock
 from fmcortex.progress import Progress
-from fmcortex.tracking.resume import open_run
+from fmcortex.signals import StopSignals
 from fmcortex.tracking.run import RunLog, tracking_uri
-from fmcortex.tracking.run_file import RunFile, read_run_file, write_run_file
 from fmcortex.tracking.store import to_stderr, why
 from fmcortex.training.checkpoint import (
     Checkpoint,
@@ -30,11 +29,11 @@ from fmcortex.training.checkpoint import (
     step_folder,
 )
 from fmcortex.training.fit import dataset_of, neurons_of, plan_of, sessions_of
+from fmcortex.training.going_on import absolute, finished_run, known_run, open_run
+from fmcortex.training.same_run import accepted_changes, check_reached
 
 #: Seconds after which it is said that workers have not started yet.
 PATIENCE = 60.0
-#: Settings of `training` that may change when a run goes on.
-FREE = ("precision", "device", "checkpoint_activations", "max_skipped")
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class PretrainResult:
         tracking_uri: of its store.
         seconds: of this call.
         steps: of the whole run.
+        skipped: of them, that were left out because something was not finite.
     """
 
     checkpoint: str
@@ -54,6 +54,7 @@ class PretrainResult:
     tracking_uri: str
     seconds: float
     steps: int
+    skipped: int = 0
 
 
 def pretrain(config: RunConfig, tags: dict[str, str] | None = None) -> PretrainResult:
@@ -63,7 +64,8 @@ def pretrain(config: RunConfig, tags: dict[str, str] | None = None) -> PretrainR
         config: of the run; `output` may hold checkpoints of the same run, which is then continued.
         tags: of the MLflow run.
 
-    SIGTERM, SIGUSR1 and SIGUSR2 make the run save after the step it is in, and stop.
+    Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 make the run save after the step it is in, and stop; a
+    second one ends it at once. A run that is finished, or refused, is left as it is.
 
     Raises:
         ConfigError: the configuration does not fit the dataset, the machine or the run in
@@ -75,23 +77,35 @@ def pretrain(config: RunConfig, tags: dict[str, str] | None = None) -> PretrainR
     began = time.monotonic()
     config = absolute(config)
     check(config)
-    with Lock(config.output, "pretrain"):
-        return _pretrain(config, tags, began)
+    with Lock(config.output, "pretrain") as lock, StopSignals() as stop:
+        found = _finished(config)
+        if found is None:
+            found = _train(config, tags, lock, stop)
+    checkpoint, run = found
+    return PretrainResult(
+        checkpoint=checkpoint.folder,
+        run_id=run.run_id,
+        tracking_uri=run.uri,
+        seconds=time.monotonic() - began,
+        steps=config.training.steps,
+        skipped=checkpoint.manifest.skipped,
+    )
 
 
-def _pretrain(config: RunConfig, tags: dict[str, str] | None, began: float) -> PretrainResult:
+def _train(
+    config: RunConfig, tags: dict[str, str] | None, lock: Lock, stop: StopSignals
+) -> tuple[Checkpoint, RunLog]:
+    """Train what is left to train; the last checkpoint and the MLflow run."""
     Progress("pretrain", config.training.steps).stage("opening the MLflow run")
     run = _open_run(config, tags)
     steps = config.training.steps
     try:
-        if latest_step(config.output) >= steps:
-            _check_finished(config)
-        else:
-            with StopSignals() as stop:
-                _run_workers(config, run, stop)
+        newest = _newest_readable(config.output)
+        if newest is None or newest.step < steps:
+            _run_workers(config, run, lock, stop)
             done = latest_step(config.output)
             if done < steps and stop.asked:
-                raise Preempted(
+                raise stop.stopped(
                     f"{config.output}: told to stop; saved after step {done} of {steps}. The "
                     "same command goes on from there"
                 )
@@ -99,35 +113,46 @@ def _pretrain(config: RunConfig, tags: dict[str, str] | None, began: float) -> P
                 raise CheckpointError(
                     f"{config.output}: the workers ended without a final checkpoint"
                 )
-        checkpoint = step_folder(config.output, latest_step(config.output))
-        run.tags({"checkpoint": checkpoint})
+        checkpoint = Checkpoint(step_folder(config.output, latest_step(config.output)))
+        run.tags({"checkpoint": checkpoint.folder})
         run.end()
     except BaseException as error:
         run.end(failed=True, stopped=isinstance(error, Preempted | KeyboardInterrupt))
-        raise
-    finally:
-        try:
+        if not isinstance(error, KeyboardInterrupt):  # which is to end at once
             _figures(config, run)
-        except Exception as error:  # what has ended the run is what counts
-            to_stderr(f"pretrain: no figures of the curves: {why(error)}")
-    return PretrainResult(
-        checkpoint=checkpoint,
-        run_id=run.run_id,
-        tracking_uri=run.uri,
-        seconds=time.monotonic() - began,
-        steps=steps,
-    )
+        raise
+    _figures(config, run)
+    return checkpoint, run
 
 
-def absolute(config: RunConfig) -> RunConfig:
-    """`config` with local folders made absolute, so that workers elsewhere mean the same."""
-    url = config.data.url
-    return config.model_copy(
-        update={
-            "output": storage.absolute(config.output),
-            "data": config.data.model_copy(update={"url": url and storage.absolute(url)}),
-        }
-    )
+def _finished(config: RunConfig) -> tuple[Checkpoint, RunLog] | None:
+    """The last checkpoint and the MLflow run of a run that is finished, neither of them touched.
+
+    Returns:
+        None where something is left to do.
+
+    Raises:
+        ConfigError: `output` holds another run, or one that cannot go on with this configuration.
+    """
+    known = known_run(config, "pretrain")
+    done = latest_step(config.output)
+    check_reached(config.output, done, config.training)
+    checkpoint = _newest_readable(config.output)
+    if checkpoint is not None:
+        accepted_changes(checkpoint, config, dataset_of(config))
+    if checkpoint is None or checkpoint.step < config.training.steps:
+        return None
+    _check_finished(config, checkpoint)
+    run = finished_run(config, known)
+    return (checkpoint, run) if run is not None else None
+
+
+def _newest_readable(run: str) -> Checkpoint | None:
+    """The newest checkpoint whose manifest can be read; what is in it, the workers check."""
+    for folder in list_checkpoints(run):
+        with suppress(CheckpointError):
+            return Checkpoint(folder)
+    return None
 
 
 def check(config: RunConfig) -> None:
@@ -144,14 +169,13 @@ def check(config: RunConfig) -> None:
     cluster_address()
 
 
-def _check_finished(config: RunConfig) -> None:
+def _check_finished(config: RunConfig, checkpoint: Checkpoint) -> None:
     """Refuse to take a finished run for one of other sessions.
 
     Raises:
         ConfigError: naming the sessions that differ.
     """
-    trained = Checkpoint(list_checkpoints(config.output)[0]).sessions
-    different = sorted(set(trained) ^ set(sessions_of(config, dataset_of(config))))
+    different = sorted({*checkpoint.sessions} ^ {*sessions_of(config, dataset_of(config))})
     if different:
         raise ConfigError(
             f"output: the run in {config.output} is finished, with other sessions "
@@ -159,45 +183,13 @@ def _check_finished(config: RunConfig) -> None:
         )
 
 
-def _same_run(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The settings in which two configurations would train differently, but for the sessions."""
-    reading = ("cache_mb", "cache_gb", "cache_folder", "cache_unpacked", "prefetch", "threads")
-    free = {"training": FREE, "data": ("sessions", *reading)}
-    different = []
-    for section in ("model", "data", "training"):
-        ours, theirs = old.get(section, {}), new.get(section, {})
-        different += [
-            f"{section}.{key}"
-            for key in sorted({*ours, *theirs} - set(free.get(section, ())))
-            if ours.get(key) != theirs.get(key)
-        ]
-    return different
-
-
 def _open_run(config: RunConfig, tags: dict[str, str] | None) -> RunLog:
-    """The MLflow run of this output folder: a new one, or that of the run to continue."""
-    dumped = config.model_dump(mode="json")
-    uri = tracking_uri(config.tracking, config.output)
     for left in (worker.ERROR_FILE, HANGS):
         storage.remove(storage.join(config.output, left))
-    known = read_run_file(config.output)
-    if known is not None:
-        different = _same_run(known.config, dumped)
-        if different:
-            raise ConfigError(
-                f"output: {config.output} holds a run with other settings in "
-                f"{', '.join(different)}; choose another output, or remove that folder"
-            )
-    # Without a run_id, an earlier call could write here but not reach MLflow.
-    had = known.run_id if known is not None else None
-    # Before the MLflow run, so that an unwritable output leaves nothing behind.
-    write_run_file(config.output, RunFile(config=dumped, uri=uri, run_id=had))
-    run = open_run(config, "pretrain", tags, had)
-    write_run_file(config.output, RunFile(config=dumped, uri=uri, run_id=run.run_id))
-    return run
+    return open_run(config, "pretrain", tags, known_run(config, "pretrain"))
 
 
-def _run_workers(config: RunConfig, run: RunLog, stop: StopSignals) -> None:
+def _run_workers(config: RunConfig, run: RunLog, lock: Lock, stop: StopSignals) -> None:
     cluster = config.cluster
     # What Ray Train remembers of an earlier call; the checkpoints themselves say where to go on.
     storage.remove(storage.join(config.output, "checkpoints", "checkpoint_manager_snapshot.json"))
@@ -245,12 +237,40 @@ def _run_workers(config: RunConfig, run: RunLog, stop: StopSignals) -> None:
         )
         of = "worker" if cluster.workers == 1 else "workers"
         progress.stage(f"starting {cluster.workers} {of}")
-        with Follower(board, progress, stop):
+        with Follower(board, progress, stop) as follower:
             try:
-                trainer.fit()
+                _fit(trainer, follower, lock, stop)
+            except FmcortexError:
+                raise
             except Exception as error:
                 raise _cause(error, config) from error
         _raise_left_behind(config)
+
+
+def _fit(trainer: Any, follower: Follower, lock: Lock, stop: StopSignals) -> None:
+    """Train in a thread, as Ray takes Ctrl-C for itself in the main one, which listens to it.
+
+    Raises:
+        Locked: the run's lock was lost.
+        Preempted: told to stop before any worker had started, so that nothing is to be saved.
+    """
+    failed: list[Exception] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=fit, name="trainer", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+        lock.check()
+        if stop.asked and not follower.begun:
+            raise stop.stopped("told to stop before training had begun; nothing has changed")
+    if failed:
+        raise failed[0]
 
 
 def _raise_left_behind(config: RunConfig) -> None:
@@ -330,6 +350,7 @@ class Follower:
     def __init__(self, board: Any, progress: Progress, stop: StopSignals) -> None:
         self.board, self.progress, self.stop = board, progress, stop
         self.end, self.starts, self.last, self.told = threading.Event(), 1, -1, False
+        self.begun = False  # whether the workers have ever started
         self.waits_until = time.monotonic() + PATIENCE
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -355,6 +376,7 @@ class Follower:
         for what in stages:
             self.progress.stage(what)
             self.waits_until = float("inf")  # they are there
+        self.begun = self.begun or starts > 0
         if starts == 0 and time.monotonic() > self.waits_until:
             free = ray.available_resources()
             self.progress.say(
@@ -378,7 +400,14 @@ class Follower:
 
 
 def _figures(config: RunConfig, run: RunLog) -> None:
-    """Log a figure of the curves to MLflow, and write the page of all of them."""
+    """Log a figure of the curves to MLflow, and write the page of all of them, if that can be."""
+    try:
+        _write_figures(config, run)
+    except Exception as error:  # what has ended the run is what counts
+        to_stderr(f"pretrain: no figures of the curves: {why(error)}")
+
+
+def _write_figures(config: RunConfig, run: RunLog) -> None:
     from fmcortex.tracking.curves import curves_figure
     from fmcortex.tracking.page import write_curves_page
 

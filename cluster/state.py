@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cluster.checkpoints import load_newest
 from cluster.engine import DeepSpeedEngine
 from cluster.peers import Ranks
 from cluster.placement import Placement, micro_batch_costs, place_lanes, read_costs
@@ -19,7 +18,9 @@ from fmcortex.model.network import SessionPart, SharedPart
 from fmcortex.training.build import build_session, build_shared
 from fmcortex.training.checkpoint import SHARED, Checkpoint, CheckpointManifest
 from fmcortex.training.fit import neurons_of, plan_of
+from fmcortex.training.going_on import load_newest
 from fmcortex.training.optimizer import load_optimizer_state
+from fmcortex.training.same_run import accepted_changes
 from fmcortex.training.step import Trainer
 
 
@@ -33,6 +34,7 @@ class Start:
         step: the first step to train.
         kept: steps of checkpoints that must not be removed.
         news: what a user should know of the start.
+        changed: whether it goes on with sessions that were prepared anew.
     """
 
     trainer: Trainer
@@ -40,19 +42,24 @@ class Start:
     step: int
     kept: list[int]
     news: list[str]
+    changed: bool = False
 
 
 @dataclass(frozen=True)
 class Loaded:
     """What a rank has read of a checkpoint."""
 
-    manifest: CheckpointManifest
+    checkpoint: Checkpoint
     plan: SamplingPlan
     placement: Placement
     shared: SharedPart
     state: dict[str, Tensor]
     parts: dict[str, SessionPart]
     part_states: dict[str, dict[str, Tensor]]
+
+    @property
+    def manifest(self) -> CheckpointManifest:
+        return self.checkpoint.manifest
 
 
 def start_rank(
@@ -76,7 +83,8 @@ def start_rank(
         stage: hears what is done.
 
     Raises:
-        ConfigError: the configuration does not fit the dataset.
+        ConfigError: the configuration does not fit the dataset, or that has changed.
+        CheckpointError: there are checkpoints, and none can be read.
     """
 
     peers = Ranks({}, compute)
@@ -90,11 +98,12 @@ def start_rank(
 
     def load(checkpoint: Checkpoint) -> Loaded:
         manifest = checkpoint.manifest
+        accepted_changes(checkpoint, config, dataset)
         plan = plan_of(config, dataset, Origin(manifest.step, manifest.drawn))
         placement = place(plan)
         own = [name for name in placement.sessions[rank] if name in manifest.units]
         return Loaded(
-            manifest,
+            checkpoint,
             plan,
             placement,
             checkpoint.shared(),
@@ -145,7 +154,14 @@ def start_rank(
             f"going on from step {found.manifest.step} with {changes}; the checkpoint of that "
             "step is kept"
         )
-    return Start(trainer, placement, found.manifest.step, kept, news)
+    changed = accepted_changes(found.checkpoint, config, dataset)
+    if changed:
+        kept.append(found.manifest.step)
+        news.append(
+            f"going on from step {found.manifest.step} although data was prepared anew: "
+            f"{', '.join(changed)}; the checkpoint of that step is kept"
+        )
+    return Start(trainer, placement, found.manifest.step, sorted({*kept}), news, bool(changed))
 
 
 def _changes(before: set[str], now: set[str]) -> str:

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from cluster.pretrain import absolute, pretrain
+from cluster.pretrain import pretrain
 from cluster.ray_place import cluster_address
 from cluster.ray_session import ray_session
 from fmcortex import storage
 from fmcortex.config import RunConfig
 from fmcortex.data.dataset import PreparedDataset, open_dataset
 from fmcortex.device import choose
-from fmcortex.errors import ConfigError, DataError, FmcortexError
+from fmcortex.errors import ConfigError, DataError, FmcortexError, Preempted
 from fmcortex.evaluation.evaluate import evaluate_session
 from fmcortex.lock import Lock
 from fmcortex.model.network import Network
@@ -36,11 +36,12 @@ from fmcortex.scaling.results import (
     summarise,
 )
 from fmcortex.scaling.sweep import Point, SweepConfig, points
+from fmcortex.signals import StopSignals
 from fmcortex.tracking.resume import continued
 from fmcortex.tracking.run import RunLog, environment, tracking_uri
-from fmcortex.tracking.run_file import read_run_file
-from fmcortex.training.checkpoint import list_checkpoints, open_checkpoint
+from fmcortex.training.checkpoint import open_checkpoint
 from fmcortex.training.fit import fit
+from fmcortex.training.going_on import absolute
 from fmcortex.training.single import train_single
 from fmcortex.training.step import StepReport
 
@@ -88,6 +89,7 @@ def run_sweep(
     Raises:
         ConfigError: the sweep does not fit the dataset.
         Locked: another process writes to its output.
+        Preempted: it was told to stop; called again, it goes on.
         FmcortexError: points have failed; they are named, and the others are finished.
     """
     config = config.model_copy(update={"output": storage.absolute(config.output)})
@@ -95,8 +97,8 @@ def run_sweep(
         raise ConfigError("base.data.url: missing; name a prepared dataset")
     dataset = open_dataset(config.run.data.url)
     grid = points(config, dataset)
-    with Lock(config.output, "sweep", say):
-        return _run_sweep(config, workers, say, dataset, grid)
+    with Lock(config.output, "sweep", say) as lock, StopSignals() as stop:
+        return _run_sweep(config, workers, say, dataset, grid, lock, stop)
 
 
 def _run_sweep(
@@ -105,6 +107,8 @@ def _run_sweep(
     say: Callable[[str], None],
     dataset: PreparedDataset,
     grid: list[Point],
+    lock: Lock,
+    stop: StopSignals,
 ) -> SweepResult:
     uri = tracking_uri(config.run.tracking, config.output)
     workers = config.run.cluster.workers if workers is None else workers
@@ -119,10 +123,19 @@ def _run_sweep(
         say(f"sweep: {len(skipped)} of {len(grid)} points are finished already")
     try:
         with _ray(config, workers if missing else 0):
+            stop.listen()  # Ray, when it starts, puts its own handlers in place
             for number, point in enumerate(missing, 1):
+                lock.check()
+                if stop.asked:
+                    raise stop.stopped(
+                        f"{config.output}: told to stop before point {number} of {len(missing)}. "
+                        "The same command goes on from there"
+                    )
                 say(f"sweep: point {number} of {len(missing)}: {point.name}")
                 try:
                     result = run_point(config, point, dataset, parent, workers)
+                except Preempted:
+                    raise
                 except Exception as error:  # whatever it is, the other points can still be run
                     failed[point.name] = _line(error)
                     say(f"sweep: {point.name} failed: {failed[point.name]}")
@@ -134,8 +147,8 @@ def _run_sweep(
             _label(config), config.axis, done, config.law, failed, parent.run_id, uri
         )
         _leave(config.output, summary, parent)
-    except BaseException:
-        parent.end(failed=True)
+    except BaseException as error:
+        parent.end(failed=True, stopped=isinstance(error, Preempted | KeyboardInterrupt))
         raise
     parent.end(failed=bool(failed))
     say(as_table(done))
@@ -234,8 +247,8 @@ def run_point(
             seconds=time.monotonic() - began,
         )
         _log_score(child, config, result)
-    except BaseException:
-        child.end(failed=True)
+    except BaseException as error:
+        child.end(failed=True, stopped=isinstance(error, KeyboardInterrupt))
         raise
     child.end()
     storage.write_json(point_file(config.output, point.key), result.model_dump(mode="json"))
@@ -243,12 +256,7 @@ def run_point(
 
 
 def _train_here(config: RunConfig, tags: dict[str, str]) -> tuple[str, str]:
-    """Train in this process, if that is not done already; the MLflow run and the checkpoint."""
-    if list_checkpoints(config.output):
-        done, known = open_checkpoint(config.output), read_run_file(config.output)
-        if known is not None and known.run_id and known.uri == config.tracking.uri:
-            return known.run_id, done.folder  # trained before, but not scored
-        storage.remove(config.output)
+    """Train in this process what is left to train; the MLflow run and the checkpoint."""
     with Progress(config.tracking.run_name or "train", config.training.steps) as progress:
 
         def on_step(report: StepReport) -> None:

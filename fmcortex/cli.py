@@ -19,7 +19,7 @@ from fmcortex.commands import (
     training,
 )
 from fmcortex.commands.base import cli
-from fmcortex.errors import FmcortexError, Preempted
+from fmcortex.errors import FmcortexError, Interrupted, Preempted
 
 __all__ = [
     "cli",
@@ -34,6 +34,9 @@ __all__ = [
     "training",
 ]
 
+#: Exit status after Ctrl-C, as shells have it.
+INTERRUPTED = 130
+
 
 def main() -> None:
     """Run the command line; errors of the user's become one line and exit status 1."""
@@ -44,10 +47,10 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Preempted as error:
         click.echo(str(error), err=True)
-        sys.exit(os.EX_TEMPFAIL)
+        sys.exit(INTERRUPTED if isinstance(error, Interrupted) else os.EX_TEMPFAIL)
     except FmcortexError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)

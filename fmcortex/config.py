@@ -37,6 +37,15 @@ class DataConfig(Section):
     minutes: Minutes | None = Field(
         None, description="minutes of training data a session; null for all"
     )
+    mixed: bool = Field(
+        False,
+        description="train sessions of different frame rate, size or normalisation together",
+    )
+    accept_changes: bool = Field(
+        False,
+        description="go on with a run although sessions were prepared anew, with other content; "
+        "the checkpoint before is kept",
+    )
     frames: int = Field(
         70,
         gt=1,

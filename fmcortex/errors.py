@@ -61,3 +61,7 @@ class Preempted(FmcortexError):
 
     The command line exits with status 75 (EX_TEMPFAIL): a launcher should queue it again.
     """
+
+
+class Interrupted(Preempted):
+    """The same by Ctrl-C: the command line exits with status 130, and nobody queues it again."""

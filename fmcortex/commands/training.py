@@ -41,9 +41,11 @@ def pretrain_command(
 
     Runs Ray Train workers with DeepSpeed, on this machine or, with RAY_ADDRESS set, on that
     cluster. An output folder that holds checkpoints of the same run is continued, on any number of
-    workers. On SIGTERM, SIGUSR1 or SIGUSR2 the run saves and stops, with exit status 75.
+    workers. On SIGTERM, SIGUSR1 or SIGUSR2 the run saves and stops, with exit status 75, on Ctrl-C
+    with 130; a second Ctrl-C ends it at once.
     """
     from cluster.pretrain import pretrain
+    from fmcortex.training.diagnosis import left_out
 
     stage = None if zero_stage is None else int(zero_stage)
     config = read_config(
@@ -52,11 +54,12 @@ def pretrain_command(
     result = pretrain(config)
     click.echo(f"checkpoint {result.checkpoint}")
     click.echo(f"MLflow run {result.run_id} in {result.tracking_uri}")
-    click.echo(f"{result.steps} steps, {result.seconds:.0f} s")
+    click.echo(f"{result.steps} steps, {result.seconds:.0f} s; {left_out(result.skipped)}")
 
 
 def _train_single(kind: Any, config: RunConfig, start: Any) -> None:
     from fmcortex.progress import Progress
+    from fmcortex.training.diagnosis import left_out
     from fmcortex.training.single import train_single
 
     def show(report: Any) -> None:
@@ -64,10 +67,11 @@ def _train_single(kind: Any, config: RunConfig, start: Any) -> None:
         bar.update(report.step + 1, f"loss {sum(losses) / len(losses):.4f}")
 
     with Progress(kind, config.training.steps) as bar:
-        result = train_single(config, kind, start, on_step=show)
+        result = train_single(config, kind, start, on_step=show, say=bar.say)
     click.echo(f"checkpoint {result.checkpoint}")
     click.echo(f"MLflow run {result.run_id}")
-    click.echo(f"{config.training.steps} steps, {result.seconds:.0f} s")
+    left = left_out(result.fit.skipped)
+    click.echo(f"{config.training.steps} steps, {result.seconds:.0f} s; {left}")
 
 
 def _one_session(session: str | None) -> list[str] | None:
@@ -97,7 +101,10 @@ def transfer_command(
     session: str | None,
     minutes: float | None,
 ) -> None:
-    """Fit a new mouse with the shared core of a foundation model, frozen."""
+    """Fit a new mouse with the shared core of a foundation model, frozen.
+
+    It may be interrupted, by Ctrl-C too, and called again: it goes on where it was.
+    """
     config = read_config(
         path, output, overrides, data__sessions=_one_session(session), data__minutes=minutes
     )
@@ -119,7 +126,10 @@ def individual_command(
     session: str | None,
     minutes: float | None,
 ) -> None:
-    """Train a whole model from scratch on one mouse, in this process."""
+    """Train a whole model from scratch on one mouse, in this process.
+
+    It may be interrupted, by Ctrl-C too, and called again: it goes on where it was.
+    """
     config = read_config(
         path, output, overrides, data__sessions=_one_session(session), data__minutes=minutes
     )

@@ -307,6 +307,11 @@ class RunLog:
         found = self.client.get_metric_history(self.run_id, key)
         return sorted((metric.step, finite_or_infinite(metric.value)) for metric in found)
 
+    @property
+    def status(self) -> str:
+        """RUNNING, FINISHED, FAILED or KILLED."""
+        return str(self.client.get_run(self.run_id).info.status)
+
     def reopen(self) -> None:
         """Mark a run that had ended as going on."""
         with self.told("the state"):

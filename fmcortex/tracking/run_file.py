@@ -20,6 +20,7 @@ class RunFile(BaseModel):
         config: as it was asked for.
         uri: of the MLflow store; None of a run that never got so far.
         run_id: of the MLflow run; None likewise.
+        kind: pretrain, transfer or individual.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -27,6 +28,7 @@ class RunFile(BaseModel):
     config: dict[str, Any] = Field(default_factory=dict)
     uri: str | None = Field(None, min_length=1)
     run_id: Name | None = None
+    kind: str = "pretrain"
 
 
 def run_file_of(folder: str) -> str:

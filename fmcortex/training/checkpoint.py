@@ -27,6 +27,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from fmcortex import storage
+from fmcortex.data.identity import TrainedOn
 from fmcortex.data.manifest import Document, Sealed, Sha256
 from fmcortex.errors import CheckpointError, DataError, StorageError
 from fmcortex.model.network import Network, SessionPart, SharedPart
@@ -57,6 +58,9 @@ class CheckpointManifest(Sealed):
     config: dict[str, Any] = Field(description="of the run")
     drawn: dict[str, int] = Field(
         default_factory=dict, description="micro-batches that each session has drawn"
+    )
+    data: dict[str, TrainedOn] = Field(
+        default_factory=dict, description="what each session was when it was trained on"
     )
     skipped: int = Field(0, ge=0, description="steps left out because a loss was not finite")
     kept: list[int] = Field(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fmcortex.data.loader import Batch
+from fmcortex.errors import DataError
 
 #: Neurons named in a message.
 NAMED = 8
@@ -68,6 +69,29 @@ def explain(troubles: Sequence[Trouble], step: int, skipped: int) -> str:
         f"the loss is not finite at step {step}, and {skipped} step{'s' * (skipped > 1)} had to be "
         f"skipped (training.max_skipped): {where}"
     )
+
+
+def check_trained(skipped: int, steps: int) -> None:
+    """Refuse a run as finished whose steps were left out for the most part.
+
+    Args:
+        skipped: steps that were left out.
+        steps: of the run.
+
+    Raises:
+        DataError: more than half of them were.
+    """
+    if 2 * skipped > steps:
+        raise DataError(
+            f"{skipped} of {steps} steps were left out because a loss or a gradient was not "
+            "finite, so the run has not been trained; lower training.lr, or check the data with "
+            "`fmcortex data verify`"
+        )
+
+
+def left_out(skipped: int) -> str:
+    """How many steps were left out, in words."""
+    return f"{skipped or 'no'} step{'s' * (skipped != 1)} left out as not finite"
 
 
 def _line(trouble: Trouble) -> str:

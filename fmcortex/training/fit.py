@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from fmcortex.config import RunConfig
 from fmcortex.data.dataset import PreparedDataset, open_dataset
+from fmcortex.data.identity import check_alike, trained_sessions
 from fmcortex.data.lanes import place_sessions, session_weights
 from fmcortex.data.loader import ClipLoader
 from fmcortex.data.plan import Origin, SamplingPlan
@@ -15,8 +16,16 @@ from fmcortex.device import choose
 from fmcortex.errors import ConfigError
 from fmcortex.model.network import Network, SessionPart, SharedPart
 from fmcortex.training.build import build_session, build_shared
-from fmcortex.training.checkpoint import CheckpointManifest, step_folder, write_manifest
+from fmcortex.training.checkpoint import (
+    SHARED,
+    Checkpoint,
+    CheckpointManifest,
+    step_folder,
+    write_manifest,
+)
+from fmcortex.training.diagnosis import check_trained
 from fmcortex.training.engine import LocalEngine
+from fmcortex.training.optimizer import load_optimizer_state
 from fmcortex.training.snapshot import take_snapshot, write_snapshot
 from fmcortex.training.step import StepReport, Trainer
 
@@ -30,12 +39,16 @@ class FitResult:
         sessions: the parts of the sessions trained, by name.
         steps: a report of each step.
         checkpoint: folder of the checkpoint that was saved; None if there was none.
+        done: steps done, those before `start` included.
+        skipped: of them, that were left out because something was not finite.
     """
 
     shared: SharedPart
     sessions: dict[str, SessionPart]
     steps: list[StepReport] = field(default_factory=list)
     checkpoint: str | None = None
+    done: int = 0
+    skipped: int = 0
 
     def network(self, session: str) -> Network:
         """The whole network of a session."""
@@ -94,6 +107,11 @@ def plan_of(
         ConfigError: the configuration does not fit the dataset.
     """
     names = sessions_of(config, dataset)
+    check_alike(
+        trained_sessions(dataset, names),
+        config.data.mixed,
+        "choose among them with data.sessions, or set data.mixed=true to train them together",
+    )
     frames: dict[str, Sequence[int]] = {}
     trials, costs, minutes = {}, {}, {}
     for name in names:
@@ -159,6 +177,8 @@ def fit(
     freeze_shared: bool = False,
     on_step: Callable[[StepReport], None] | None = None,
     save: bool = False,
+    start: Checkpoint | None = None,
+    after_step: Callable[[Trainer, int], bool] | None = None,
 ) -> FitResult:
     """Train in this process.
 
@@ -169,50 +189,106 @@ def fit(
         freeze_shared: train the sessions' parts only (transfer to new mice).
         on_step: hears of every step.
         save: write a checkpoint to `config.output` at the end.
+        start: a checkpoint of the same run to go on from, in place of `shared` and `sessions`; the
+            result has the same bits as that of a run without an interruption.
+        after_step: called with the state and the steps done after each step; True stops.
 
     Raises:
         ConfigError: the configuration does not fit the dataset.
-        DataError: a shard is corrupt, or a loss is not finite.
+        DataError: a shard is corrupt, or losses are not finite.
     """
     dataset = dataset_of(config)
-    plan = plan_of(config, dataset)
+    origin = None
+    if start is not None:
+        shared = start.shared()
+        sessions = {name: start.session(name) for name in start.sessions}
+        origin = Origin(start.step, start.manifest.drawn)
+    plan = plan_of(config, dataset, origin)
+    trainer, shared, parts = _trainer(config, dataset, plan, shared, sessions or {}, freeze_shared)
+    if start is not None:
+        _load_state(trainer, start)
+    steps, first = config.training.steps, start.step if start is not None else 0
+    loader = ClipLoader(
+        dataset,
+        plan,
+        range(len(plan.lanes)),
+        first,
+        steps,
+        config.data.prefetch,
+        config.data.threads,
+        pin=trainer.compute.device.type == "cuda",
+    )
+    result = FitResult(shared, parts, done=first, skipped=trainer.skipped)
+    for step, batches in enumerate(loader, start=first):
+        report = trainer.step(step, batches)
+        result.steps.append(report)
+        result.done, result.skipped = step + 1, trainer.skipped
+        if result.done == steps:
+            check_trained(trainer.skipped, steps)
+        if on_step:
+            on_step(report)
+        if after_step and after_step(trainer, result.done):
+            break
+    if save:
+        result.checkpoint = save_checkpoint(config, trainer, result.done, dataset)
+    return result
+
+
+def _trainer(
+    config: RunConfig,
+    dataset: PreparedDataset,
+    plan: SamplingPlan,
+    shared: SharedPart | None,
+    sessions: Mapping[str, SessionPart],
+    frozen: bool,
+) -> tuple[Trainer, SharedPart, dict[str, SessionPart]]:
+    """The state of a run in one process, with the parts that are not given made anew."""
     compute = choose(config.training.device, config.training.precision)
     seed = config.training.seed
     shared = shared or build_shared(config.model, seed)
-    check_parts(config, dataset, shared, sessions or {})
+    check_parts(config, dataset, shared, sessions)
     shared.to(compute.device).checkpoint_activations(config.training.checkpoint_activations)
-    parts = dict(sessions or {})
+    parts = dict(sessions)
     for name in plan.sessions:
         if name not in parts:
             units = dataset.session(name).manifest.neurons
             parts[name] = build_session(config.model, units, seed, name)
         parts[name].to(compute.device)
-    engine = LocalEngine(shared, config.training, frozen=freeze_shared)
-    trainer = Trainer(config.training, plan, engine, parts, compute)
-    loader = ClipLoader(
-        dataset,
-        plan,
-        range(len(plan.lanes)),
-        0,
-        config.training.steps,
-        config.data.prefetch,
-        config.data.threads,
-        pin=compute.device.type == "cuda",
-    )
-    result = FitResult(shared, parts)
-    for step, batches in enumerate(loader):
-        report = trainer.step(step, batches)
-        result.steps.append(report)
-        if on_step:
-            on_step(report)
-    if save:
-        result.checkpoint = _save(config, trainer)
-    return result
+    engine = LocalEngine(shared, config.training, frozen=frozen)
+    return Trainer(config.training, plan, engine, parts, compute), shared, parts
 
 
-def _save(config: RunConfig, trainer: Trainer) -> str:
-    folder = step_folder(config.output, config.training.steps)
-    snapshot = take_snapshot(trainer, config.training.steps)
+def _load_state(trainer: Trainer, start: Checkpoint) -> None:
+    """Set the optimizers' states and the count of skipped steps to those of a checkpoint."""
+    assert isinstance(trainer.engine, LocalEngine)
+    load_optimizer_state(trainer.engine.optimizer, start.tensors(SHARED, optimizer=True))
+    for name, optimizer in trainer.optimizers.items():
+        load_optimizer_state(optimizer, start.tensors(name, optimizer=True))
+    trainer.skipped = start.manifest.skipped
+
+
+def save_checkpoint(
+    config: RunConfig,
+    trainer: Trainer,
+    step: int,
+    dataset: PreparedDataset,
+    kept: Sequence[int] = (),
+) -> str:
+    """Write the checkpoint after `step` steps of a run in one process; its folder.
+
+    Args:
+        config: of the run.
+        trainer: its state.
+        step: steps done.
+        dataset: that it trains on.
+        kept: steps of older checkpoints that are never removed.
+
+    Raises:
+        DataError: some of the state is not finite.
+        StorageError: it cannot be written.
+    """
+    folder = step_folder(config.output, step)
+    snapshot = take_snapshot(trainer, step)
     files = write_snapshot(folder, snapshot)
     write_manifest(
         folder,
@@ -223,7 +299,9 @@ def _save(config: RunConfig, trainer: Trainer) -> str:
             files=files,
             config=config.model_dump(mode="json"),
             drawn=snapshot.drawn,
+            data=trained_sessions(dataset, sorted(snapshot.units)),
             skipped=snapshot.skipped,
+            kept=sorted(kept),
         ),
     )
     return folder

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from fmcortex.errors import DataError
 from fmcortex.training.checkpoint import SHARED, StoredFile, part_file, write_tensors
 from fmcortex.training.optimizer import optimizer_state
 from fmcortex.training.step import Trainer
@@ -76,10 +78,33 @@ def write_snapshot(
         The files' entries for the manifest.
 
     Raises:
+        DataError: a value of a file is not finite; neither that file nor any after it is written.
         StorageError: a file cannot be written.
     """
     entries: dict[str, StoredFile] = {}
     for name, tensors in snapshot.files.items():
+        check_finite(name, tensors, snapshot.step)
         entries |= write_tensors(folder, name, tensors)
         on_file(name)
     return entries
+
+
+def check_finite(name: str, tensors: Mapping[str, Tensor], step: int) -> None:
+    """Refuse weights, or a state of the optimizer, that nothing sensible can be made of.
+
+    Args:
+        name: of the file that they are for.
+        tensors: by name.
+        step: steps done.
+
+    Raises:
+        DataError: naming the first tensor at fault.
+    """
+    for key, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            many = int((~torch.isfinite(value)).sum())
+            raise DataError(
+                f"after step {step} {many} of {value.numel()} values of {key} in {name} are not "
+                "finite, so the state is not saved; lower training.lr, or set training.clip_norm, "
+                "and go on from the checkpoint before"
+            )

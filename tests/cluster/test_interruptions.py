@@ -18,7 +18,9 @@ from processes import workers_of_this_test
 from ranks import run_ranks
 
 from cluster.pretrain import pretrain
+from fmcortex import storage
 from fmcortex.config import RunConfig
+from fmcortex.tracking.run import RunLog
 from fmcortex.training.checkpoint import SHARED, Checkpoint, latest_step, open_checkpoint
 
 
@@ -37,7 +39,41 @@ def command(config: RunConfig, folder: Path) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )
+
+
+def recorded(config: RunConfig) -> str:
+    """The status of the run in MLflow."""
+    known = storage.read_json(storage.join(config.output, "run.json"))
+    return RunLog(known["uri"], known["run_id"]).status
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_twice_ends_at_once(tiny_run: RunConfig, tmp_path: Path) -> None:
+    config = changed(tiny_run, "training", epochs=8, steps_per_epoch=50)
+    config = changed(config, "checkpoint", every=5)
+    running = command(config, tmp_path)
+    wait_for(config, 5)
+    os.killpg(running.pid, signal.SIGINT)  # the terminal sends it to all that run in it
+    said, _ = running.communicate(timeout=120)
+    assert running.returncode == 130, said
+    done = latest_step(config.output)
+    assert f"told to stop; saved after step {done} of 400" in said
+    assert "Traceback" not in said
+    assert recorded(config) == "KILLED"
+    open_checkpoint(config.output).verify()
+
+    running = command(config, tmp_path)
+    wait_for(config, done + 5)
+    running.send_signal(signal.SIGINT)
+    running.send_signal(signal.SIGTERM)  # two of one kind may arrive as one
+    said, _ = running.communicate(timeout=120)
+    assert running.returncode == 130, said
+    assert said.strip().endswith("interrupted")
+    assert "Traceback" not in said
+    assert recorded(config) == "KILLED"
+    assert not Path(config.output, "lock.json").exists()
 
 
 def wait_for(config: RunConfig, step: int) -> None:

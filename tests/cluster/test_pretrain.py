@@ -22,6 +22,7 @@ from fmcortex.config import RunConfig
 from fmcortex.errors import ConfigError, DataError, Locked, StorageError
 from fmcortex.lock import Lock
 from fmcortex.tracking.run import RunLog
+from fmcortex.training import going_on
 from fmcortex.training.checkpoint import SHARED, Checkpoint, list_checkpoints, open_checkpoint
 
 
@@ -84,12 +85,26 @@ def test_two_workers_one_killed_give_the_plain_result(
         f.path for f in log.client.list_artifacts(result.run_id)
     }
 
-    # The finished run is not trained again, and its folder takes no other run.
+    # The finished run is not trained again, its folder takes no other run, and whoever asks for
+    # one leaves all as it was.
+    before, ended = written(config), run.info.end_time
     assert pretrain(config).checkpoint == result.checkpoint
     with pytest.raises(ConfigError, match=r"other settings in training\.lr;"):
         pretrain(changed(config, "training", lr=0.5))
     with pytest.raises(ConfigError, match=r"is finished, with other sessions \(mouse01-1-1 diff"):
         pretrain(changed(config, "data", sessions=["mouse02-1-1", "mouse03-1-1"]))
+    with pytest.raises(ConfigError, match=r"other settings in training\.epochs \(the learn"):
+        pretrain(changed(config, "training", epochs=5))
+    assert written(config) == before
+    info = log.client.get_run(result.run_id).info
+    assert (info.status, info.end_time) == ("FINISHED", ended)
+
+
+def written(config: RunConfig) -> dict[str, bytes]:
+    """Every file of a run but those of its MLflow store, which SQLite writes when it reads."""
+    root = Path(config.output)
+    files = [path for path in root.rglob("*") if path.is_file() and "mlflow.db" not in path.name]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
 def test_one_worker(tiny_run: RunConfig) -> None:
@@ -123,7 +138,7 @@ def test_a_call_that_did_not_reach_mlflow_leaves_no_trap(
         raise ConfigError("tracking.uri: not now")
 
     with monkeypatch.context() as patch:
-        patch.setattr(driver, "start_run", fail)
+        patch.setattr(going_on, "mlflow_run", fail)
         with pytest.raises(ConfigError, match="not now"):
             pretrain(tiny_run)
     known = storage.read_json(storage.join(tiny_run.output, "run.json"))
