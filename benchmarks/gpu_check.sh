@@ -148,9 +148,12 @@ part profile 45 "$PYTHON" benchmarks/step.py --device $DEVICE --models $MODELS $
   --precisions bf16 --parts stages,optimizer --profile
 part ways 60 "$PYTHON" benchmarks/ways.py $WAYS
 part loading 100 bash -c loading
-# Few files come back from a borrowed machine, so all logs are one.
 say "all parts ended; tables again:"
 for name in profile ways loading step; do
   [ -f "$OUT/$name.log" ] && grep -vE "^  (step|predict): " "$OUT/$name.log" | tail -45
 done
+# Few files come back from a borrowed machine.
+for name in smoke step ends profile ways loading; do
+  [ -f "$OUT/$name.log" ] && { echo "== $name"; cat "$OUT/$name.log"; rm "$OUT/$name.log"; }
+done > "$OUT/gpu_check.log"
 say "done"

@@ -26,15 +26,21 @@ from fmcortex.model.parameters import rule_of
 from fmcortex.training.optimizer import load_optimizer_state, make_optimizer, optimizer_state
 
 
-def import_deepspeed() -> Any:
+def import_deepspeed(on_cpu: bool | None = None) -> Any:
     """DeepSpeed, set up so that CPU runs need no compiler.
+
+    Args:
+        on_cpu: whether it is to compute on the CPU, whatever the machine has; None: if there is no
+            GPU.
 
     On a CPU its communication would compile a shared-memory operator, half a minute on every new
     machine, and leave a lock behind where that is interrupted. And in every step of ZeRO 3 it would
     run `numactl` to count the CPU's devices, which fails where a folder of the PATH may not be
     read. One is what it counts without `numactl`.
     """
-    if not torch.cuda.is_available():
+    if on_cpu is None:
+        on_cpu = not torch.cuda.is_available()
+    if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ.setdefault("LOCAL_SIZE", "1")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
@@ -43,7 +49,7 @@ def import_deepspeed() -> Any:
     from deepspeed.utils import logger
 
     logger.setLevel("ERROR")
-    if not torch.cuda.is_available():
+    if on_cpu:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
@@ -98,7 +104,7 @@ class DeepSpeedEngine:
         stage: int,
         start: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self._deepspeed = import_deepspeed()
+        self._deepspeed = import_deepspeed(compute.device.type == "cpu")
         from deepspeed import utils
 
         self._fragments = utils

@@ -88,3 +88,12 @@ def test_zero_counts_devices_without_programs_of_the_path(
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
     assert CPU_Accelerator().device_count() == 1
+
+
+def test_a_run_on_the_cpu_leaves_the_gpus_of_its_machine_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setattr(engine.torch.cuda, "is_available", lambda: True)
+    engine.import_deepspeed(on_cpu=True)
+    assert os.environ.pop("DS_ACCELERATOR") == "cpu"
