@@ -214,7 +214,11 @@ class SessionJob:
     def _looked(self, manifest: SessionManifest | None, found: Look) -> list[Task]:
         self._sources, trials = found
         self._sha256 = source_sha256(self._sources)
-        if manifest is not None and self._is_there(manifest):
+        if manifest is None:
+            stored = self._stored_sources()
+            if stored is None or source_sha256(stored) != self._sha256:
+                self._check_origin()  # of a session that lost its manifest
+        elif self._is_there(manifest):
             self._say(f"{self.name}: up to date")
             return []
         self._inputs = storage.sha256(

@@ -17,6 +17,7 @@ from fmcortex.commands import (
     quality,
     submit,
     training,
+    upkeep,
 )
 from fmcortex.commands.base import cli
 from fmcortex.errors import FmcortexError, Interrupted, Preempted
@@ -32,6 +33,7 @@ __all__ = [
     "quality",
     "submit",
     "training",
+    "upkeep",
 ]
 
 #: Exit status after Ctrl-C, as shells have it.

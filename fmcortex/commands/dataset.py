@@ -96,7 +96,10 @@ def verify_command(url: str) -> None:
     for problem in problems:
         click.echo(problem, err=True)
     if problems:
-        raise DataError(f"{url}: {len(problems)} problem(s); run `fmcortex prep` again")
+        raise DataError(
+            f"{url}: {len(problems)} problem(s); make the damaged parts again with `fmcortex data"
+            f" repair {url} RECORDINGS`"
+        )
     click.echo(f"{url}: whole")
 
 

@@ -14,7 +14,10 @@ from fmcortex.data.dataset import MANIFEST, PreparedSession, open_dataset
 from fmcortex.data.files import movie_problems
 from fmcortex.data.manifest import MovieEntry
 from fmcortex.errors import FmcortexError
+from fmcortex.seal import seal_holds
 
+#: Tiers of movies, if they were made when the dataset was prepared.
+SPLIT = "split.json"
 #: Sessions and movies that are checked at a time.
 _THREADS = 8
 
@@ -127,7 +130,7 @@ def verify(url: str, track: Callable[[int, int, str], None] | None = None) -> li
         StorageError: its manifest cannot be read.
     """
     dataset = open_dataset(url)
-    problems: list[str] = []
+    problems = split_problems(url)
     movies: dict[str, MovieEntry] = {}
     sessions = []
     for name in dataset.sessions:
@@ -152,6 +155,14 @@ def verify(url: str, track: Callable[[int, int, str], None] | None = None) -> li
                 track(number, len(checks), name)
             problems += future.result()
     return problems
+
+
+def split_problems(url: str) -> list[str]:
+    """What is wrong with the tiers that were made here, if any were."""
+    place = storage.join(url, SPLIT)
+    if not storage.exists(place) or seal_holds(storage.read_bytes(place)):
+        return []
+    return [f"{place}: differs from its own checksum"]
 
 
 def _checked(check: Callable[[], list[str]]) -> list[str]:
