@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from fmcortex.cli import cli
 from fmcortex.data.dataset import open_dataset
 from fmcortex.model.sizes import preset
+from fmcortex.tracking.run_file import RunFile, read_run_file, write_run_file
 from fmcortex.training.build import build_session, build_shared
 from fmcortex.training.checkpoint import (
     SHARED,
@@ -129,3 +130,52 @@ def test_run_json_of_another_form_is_one_line(
         done = call(*words)
         assert f"{run}/run.json: not as fmcortex writes it: " in str(done.exception), words
         assert "\n" not in str(done.exception), words
+
+
+def test_registered_models_are_found_in_the_store_that_is_named(
+    run: Path, prepared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no command leaves a store in the folder where it was called."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (run / "run.json").write_text("{}")
+    store = ("--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
+    evaluate = ("evaluate", "models:/m@best", "--data", prepared, "--session", SESSION)
+    done = call(*evaluate, *store)
+    assert "mlflow.db: there is no such file" in str(done.exception)
+    done = call("register", run, "--name", "m", "--alias", "best", *store)
+    assert done.exit_code == 0, done.exception
+    assert "registered m version 1 of step 20: models:/m@best\n" in done.stdout
+    done = call("register", run, "--name", "m", "--alias", "best", *store)
+    assert "is already registered as m version 1 of step 20: models:/m@best\n" in done.stdout
+    for words in (evaluate, ("report", run, "--checkpoint", "models:/m@best", "--to", "r.html")):
+        done = call(*words, *store)
+        assert done.exit_code == 0, done.exception
+        assert "from step 20: " in done.stdout
+    done = call(*evaluate)
+    assert "models:/m@best: name the MLflow store that has it with --tracking-uri" in str(
+        done.exception
+    )
+    assert [path.name for path in Path().iterdir()] == ["r.html"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store[1])
+    assert call(*evaluate).exit_code == 0
+
+
+def test_a_copied_folder_uses_the_store_beside_it(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a whole demo: runs in it share a store one folder above."""
+    demo = run.parent
+    store = f"sqlite:///{demo}/mlflow.db"
+    known = RunFile(config={"output": str(run)}, uri=store, run_id="0" * 32)
+    write_run_file(str(run), known)
+    (demo / "mlflow.db").write_bytes(b"")
+    shutil.copytree(demo, tmp_path / "copy")
+    assert read_run_file(str(run)) == known
+    found = read_run_file(str(tmp_path / "copy" / "run"))
+    assert found is not None
+    assert found.uri == f"sqlite:///{tmp_path}/copy/mlflow.db"
+    assert "was copied or moved from" in capsys.readouterr().err
+    (tmp_path / "copy" / "mlflow.db").unlink()
+    assert read_run_file(str(tmp_path / "copy" / "run")) == known  # of that alone, there is none

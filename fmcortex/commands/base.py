@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -145,23 +146,60 @@ def read_config(
     return config
 
 
-def open_source(source: str, config: RunConfig | None = None) -> Checkpoint:
+def store_option(function: Any) -> Any:
+    """The option of commands that take models:/name@alias."""
+    return click.option(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow store of models:/...  [default: tracking.uri of the configuration, else "
+        "MLFLOW_TRACKING_URI, else mlflow.db in this folder]",
+    )(function)
+
+
+def open_source(
+    source: str, config: RunConfig | None = None, tracking_uri: str | None = None
+) -> Checkpoint:
     """The checkpoint in a folder or in the model registry; which step it is of is printed.
+
+    Args:
+        source: a run's folder, a checkpoint, or models:/name@alias.
+        config: whose store has the registry.
+        tracking_uri: of that store, if it is another one.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
-        ConfigError: the registry has no such model.
+        ConfigError: the registry has no such model, or no store is named.
     """
     from fmcortex.training.checkpoint import open_checkpoint
 
-    if source.startswith("models:/"):
-        from fmcortex.config import TrackingConfig
-        from fmcortex.tracking.registry import resolve
-        from fmcortex.tracking.run import tracking_uri
+    return said_from(open_checkpoint(source_folder(source, config, tracking_uri)))
 
-        tracking = config.tracking if config else TrackingConfig()
-        source = resolve(source, tracking_uri(tracking, config.output if config else "."))
-    return said_from(open_checkpoint(source))
+
+def source_folder(
+    source: str, config: RunConfig | None = None, tracking_uri: str | None = None
+) -> str:
+    """The folder that `source` names; a registered model is downloaded. See `open_source`."""
+    if not source.startswith("models:/"):
+        return source
+    from fmcortex.tracking.registry import resolve
+
+    return resolve(source, _store_of_models(source, config, tracking_uri))
+
+
+def _store_of_models(source: str, config: RunConfig | None, given: str | None) -> str:
+    from pathlib import Path
+
+    from fmcortex.config import TrackingConfig
+    from fmcortex.tracking import run
+
+    if given is None and config is not None and config.tracking.uri:
+        given = config.tracking.uri
+    given = given or os.environ.get("MLFLOW_TRACKING_URI")
+    if given is None and Path("mlflow.db").exists():
+        given = "sqlite:///mlflow.db"
+    if given is None:
+        raise ConfigError(f"{source}: name the MLflow store that has it with --tracking-uri")
+    return run.tracking_uri(TrackingConfig(uri=given), ".")
 
 
 def said_from(opened: Checkpoint) -> Checkpoint:

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import click
 
-from fmcortex.commands.base import WORKERS, command, open_source, said_from
-from fmcortex.errors import ConfigError
+from fmcortex.commands.base import (
+    WORKERS,
+    command,
+    open_source,
+    said_from,
+    source_folder,
+    store_option,
+)
+from fmcortex.errors import ConfigError, without_secrets
 
 
 @command("register", "fmcortex register runs/first --name mouse-cortex --alias champion")
@@ -18,10 +25,13 @@ def register_command(
 ) -> None:
     """Register a checkpoint as a new version of a model in MLflow's registry.
 
-    CHECKPOINT is a run folder or a checkpoint. Without --tracking-uri the run's own MLflow store
+    CHECKPOINT is a run folder or a checkpoint; one that is registered already keeps its version,
+    which gets the alias. Without --tracking-uri the run's own MLflow store
     is used and the model is logged in its run.
     """
+    from fmcortex.config import TrackingConfig
     from fmcortex.tracking.registry import register
+    from fmcortex.tracking.run import tracking_uri as absolute_uri
     from fmcortex.tracking.run_file import read_run_file
 
     run_id = None
@@ -31,21 +41,34 @@ def register_command(
             raise ConfigError(
                 f"{checkpoint}: no run.json here that names an MLflow store; give --tracking-uri"
             )
-        tracking_uri, run_id = run.uri, run.run_id
-    opened = open_source(checkpoint)
-    made = register(opened, name, alias, tracking_uri, run_id)
-    click.echo(f"registered {made.name} version {made.version} of step {opened.step}: {made.uri}")
-    click.echo(f"in {tracking_uri}")
+        uri, run_id = run.uri, run.run_id
+    else:
+        uri = absolute_uri(TrackingConfig(uri=tracking_uri), ".")
+    opened = open_source(checkpoint, tracking_uri=uri)
+    made = register(opened, name, alias, uri, run_id)
+    what = "is already registered as" if made.known else "registered"
+    click.echo(f"{what} {made.name} version {made.version} of step {opened.step}: {made.uri}")
+    click.echo(f"in {without_secrets(uri)}")
 
 
 @command("report", "fmcortex report runs --to report.html")
 @click.argument("folder")
 @click.option("--to", default="report.html", help="The HTML page.")
 @click.option("--title", help="Of the page.")
-@click.option("--checkpoint", metavar="URL", help="A model whose neurons are drawn.")
+@click.option(
+    "--checkpoint",
+    metavar="URL",
+    help="A model whose neurons are drawn: a run folder, a checkpoint or models:/name@alias.",
+)
 @click.option("--data", "dataset", metavar="URL", help="Its prepared dataset.")
+@store_option
 def report_command(
-    folder: str, to: str, title: str | None, checkpoint: str | None, dataset: str | None
+    folder: str,
+    to: str,
+    title: str | None,
+    checkpoint: str | None,
+    dataset: str | None,
+    tracking_uri: str | None,
 ) -> None:
     """Write one HTML page on the runs, evaluations and sweep in FOLDER.
 
@@ -59,7 +82,7 @@ def report_command(
 
     inputs = inputs_of(folder, title)
     if checkpoint:
-        inputs = replace(inputs, checkpoint=checkpoint)
+        inputs = replace(inputs, checkpoint=source_folder(checkpoint, None, tracking_uri))
     if dataset:
         inputs = replace(inputs, dataset=dataset)
     report = gather(inputs)

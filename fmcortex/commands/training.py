@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fmcortex.commands.base import MINUTES, command, open_source, read_config, run_options
+from fmcortex.commands.base import (
+    MINUTES,
+    command,
+    open_source,
+    read_config,
+    run_options,
+    store_option,
+)
 from fmcortex.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -93,6 +100,7 @@ def _one_session(session: str | None) -> list[str] | None:
 )
 @click.option("--session", help="The new mouse  [default: all of the dataset]")
 @click.option("--minutes", type=MINUTES, help="Minutes of its training data  [default: all]")
+@store_option
 def transfer_command(
     path: str | None,
     output: str | None,
@@ -100,6 +108,7 @@ def transfer_command(
     source: str,
     session: str | None,
     minutes: float | None,
+    tracking_uri: str | None,
 ) -> None:
     """Fit a new mouse with the shared core of a foundation model, frozen.
 
@@ -108,7 +117,7 @@ def transfer_command(
     config = read_config(
         path, output, overrides, data__sessions=_one_session(session), data__minutes=minutes
     )
-    _train_single("transfer", config, open_source(source, config))
+    _train_single("transfer", config, open_source(source, config, tracking_uri))
 
 
 @command(
@@ -158,6 +167,7 @@ def individual_command(
     help="First frames of each video that do not count.",
 )
 @click.option("--to", type=click.Path(dir_okay=False), help="JSON file for all scores.")
+@store_option
 def evaluate_command(
     checkpoint: str,
     url: str,
@@ -166,6 +176,7 @@ def evaluate_command(
     domains: tuple[str, ...],
     burnin: int,
     to: str | None,
+    tracking_uri: str | None,
 ) -> None:
     """Score a model's predictions of repeated videos: CC_abs, CC_max, CC_norm.
 
@@ -179,7 +190,8 @@ def evaluate_command(
     from fmcortex.evaluation.evaluate import evaluate_session
     from fmcortex.progress import Progress
 
-    opened, dataset = open_source(checkpoint), open_dataset(url)
+    opened = open_source(checkpoint, tracking_uri=tracking_uri)
+    dataset = open_dataset(url)
     chosen = list(sessions) or sorted(set(opened.sessions) & set(dataset.sessions))
     if not chosen:
         raise ConfigError(

@@ -7,6 +7,7 @@ pickled, and `resolve` gives the checkpoint back.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -23,7 +24,9 @@ from typing import Any
 from fmcortex import storage
 from fmcortex.data.cache import default_cache_folder
 from fmcortex.errors import CheckpointError, ConfigError, without_secrets
-from fmcortex.tracking.run import RunLog, client, environment, to_share
+from fmcortex.names import is_name
+from fmcortex.tracking.run import RunLog, environment, to_share
+from fmcortex.tracking.store import client, is_of_store, moved_artifacts, to_stderr, why
 from fmcortex.training.checkpoint import (
     MANIFEST,
     SHARED,
@@ -37,6 +40,8 @@ from fmcortex.training.checkpoint import (
 MODEL_URI = "models:/"
 #: The folder of the checkpoint in a registered model.
 ARTIFACT = "checkpoint"
+#: Tag of a version: by this, weights that are registered already are found.
+CONTENT = "content_sha256"
 #: What must be installed where the model is run; MLflow would spend a minute on finding it out.
 REQUIREMENTS = ("fmcortex", "mlflow", "numpy", "pydantic", "safetensors", "torch")
 
@@ -51,6 +56,7 @@ class RegisteredModel:
         alias: that now points to this version; None if none was set.
         source: folder of the checkpoint that it was made of.
         run_id: of the MLflow run that holds it.
+        known: whether it was there before, of the same weights.
     """
 
     name: str
@@ -58,6 +64,7 @@ class RegisteredModel:
     alias: str | None
     source: str
     run_id: str
+    known: bool = False
 
     @property
     def uri(self) -> str:
@@ -87,7 +94,7 @@ def register(
     run_id: str | None = None,
     experiment: str = "fmcortex",
 ) -> RegisteredModel:
-    """Make a checkpoint the next version of a registered model.
+    """Make a checkpoint the next version of a registered model, unless it is one already.
 
     Args:
         checkpoint: a checkpoint's folder, or a run's folder for its newest; or one that was
@@ -95,7 +102,8 @@ def register(
         name: of the model; made if there is none.
         alias: to set to the new version; None for none.
         uri: of the MLflow store.
-        run_id: of the MLflow run that shall hold the model; None for a new one.
+        run_id: of the MLflow run that shall hold the model; None for a new one, which is also made
+            where that run was deleted, or its store was copied or moved since.
         experiment: of a new run.
 
     Raises:
@@ -105,8 +113,15 @@ def register(
     _check_name(name, alias)
     opened = open_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
     store = client(uri)
-    from mlflow.exceptions import MlflowException
-
+    known = _same_version(store, name, opened)
+    if known is not None:
+        with _refused(f"register {name}"):
+            if alias:
+                store.set_registered_model_alias(name, alias, known.version)
+        return RegisteredModel(
+            name, str(known.version), alias, opened.folder, str(known.run_id), known=True
+        )
+    run_id = _usable(store, uri, run_id)
     with tempfile.TemporaryDirectory(prefix="fmcortex-register-") as folder:
         staged = Path(folder) / ARTIFACT
         manifest = _without_optimizer(opened, staged)
@@ -117,16 +132,62 @@ def register(
             run_id = made.run_id
         version = None
         try:
-            model_id = _log_model(uri, run_id, name, manifest, staged)
-            version = _add_version(uri, store, name, model_id, run_id, opened)
-            if alias:
-                store.set_registered_model_alias(name, alias, version)
-        except MlflowException as error:
-            raise ConfigError(f"register {name}: {_line(error)}") from error
+            with _refused(f"register {name}"):
+                model_id = _log_model(uri, run_id, name, manifest, staged)
+                version = _add_version(uri, store, name, model_id, run_id, opened)
+                if alias:
+                    store.set_registered_model_alias(name, alias, version)
         finally:
             if made is not None:
                 made.end(failed=version is None)
+    assert version is not None
     return RegisteredModel(name, version, alias, opened.folder, run_id)
+
+
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """Say in one line what MLflow, or the place of its artifacts, does not take."""
+    try:
+        yield
+    except Exception as error:
+        if not is_of_store(error):
+            raise
+        raise ConfigError(f"{what}: MLflow: {why(error)}") from error
+
+
+def _content_sha256(manifest: CheckpointManifest) -> str:
+    """Over all that makes a model what it is: its sizes and weights."""
+    names = [part_file(SHARED), *(part_file(session) for session in manifest.units)]
+    sums = {name: manifest.files[name].sha256 for name in names if name in manifest.files}
+    content = {"model": manifest.model.model_dump(mode="json"), "step": manifest.step, **sums}
+    return storage.sha256(json.dumps(content, sort_keys=True).encode())
+
+
+def _same_version(store: Any, name: str, opened: Checkpoint) -> Any:
+    """The version of a model that was made of the same weights; None if there is none."""
+    wanted = _content_sha256(opened.manifest)
+    with _refused(f"register {name}"):
+        found = store.search_model_versions(filter_string=f"name = '{_quoted(name)}'")
+    same = [one for one in found if (one.tags or {}).get(CONTENT) == wanted]
+    return min(same, key=lambda one: int(one.version)) if same else None
+
+
+def _usable(store: Any, uri: str, run_id: str | None) -> str | None:
+    """The run that shall hold a model; None, with a word, if it cannot."""
+    if run_id is None:
+        return None
+    from mlflow.exceptions import MlflowException
+
+    try:
+        info = store.get_run(run_id).info
+    except MlflowException as error:
+        to_stderr(f"MLflow: run {run_id}: {why(error)}; the model is in a new one")
+        return None
+    if info.lifecycle_stage != "active":
+        to_stderr(f"MLflow: run {run_id} was deleted there; the model is in a new one")
+        return None
+    # Followed, what MLflow records of a copied store would be written into the original.
+    return None if moved_artifacts(uri, info.artifact_uri) is not None else run_id
 
 
 def _check_name(name: str, alias: str | None) -> None:
@@ -220,6 +281,7 @@ def _add_version(
         "sessions": ", ".join(sessions)[:4000],
         "session_count": str(len(sessions)),
         "shared_sha256": source.manifest.files[part_file(SHARED)].sha256,
+        CONTENT: _content_sha256(source.manifest),
     }
     found = environment()
     tags |= {key: found[key] for key in ("git_commit", "fmcortex") if key in found}
@@ -256,7 +318,7 @@ def resolve(reference: str, uri: str) -> str:
     )
     if form is None:
         raise ConfigError(f"{reference}: expected models:/name@alias or models:/name/version")
-    store = client(uri)
+    store = client(uri, make=False)
     from mlflow.exceptions import MlflowException
 
     try:
@@ -265,41 +327,59 @@ def resolve(reference: str, uri: str) -> str:
         else:
             found = store.get_model_version(form["name"], form["version"])
     except MlflowException as error:
-        raise ConfigError(f"{reference}: not in the registry at {uri}: {_line(error)}") from error
+        raise ConfigError(f"{reference}: not in the registry at {uri}: {why(error)}") from error
     # The time of its making tells a version from one of the same number in a store made anew.
-    key = storage.sha256(f"{uri} {found.name} {found.creation_timestamp}".encode())[:12]
-    folder = _cache() / f"{found.name}-{found.version}-{key}"
+    version = str(found.version)
+    key = storage.sha256(f"{uri} {form['name']} {version} {found.creation_timestamp}".encode())[:12]
+    # What a registry calls a model is no name of a folder unless it may be one.
+    called = f"{form['name']}-{version}"
+    folder = _cache() / (f"{called}-{key}" if is_name(called) else f"model-{key}")
     if not folder.exists():
-        _download(f"{MODEL_URI}{found.name}/{found.version}", uri, folder)
+        _download(f"{MODEL_URI}{form['name']}/{version}", uri, folder)
     checkpoint = Checkpoint(str(folder))
     checkpoint.verify()  # the cache may have been damaged since
     return checkpoint.folder
 
 
 def _download(model: str, uri: str, folder: Path) -> None:
-    """Download the checkpoint in a registered model to `folder`, whole or not at all."""
-    import mlflow
-    from mlflow.exceptions import MlflowException
+    """Download the checkpoint in a registered model to `folder`, whole or not at all.
 
+    File by file, as the checkpoint's manifest names them: what else a store lists is not asked
+    for, and nothing is written to a path that it gives.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with _as_default(uri):
-            mlflow.artifacts.download_artifacts(
-                f"{model}/artifacts/{ARTIFACT}",
-                dst_path=str(temporary),
-                tracking_uri=uri,
-                registry_uri=uri,
-            )
-        # An artifact keeps its path below the model when it is downloaded.
-        downloaded = next((p.parent for p in temporary.rglob(MANIFEST)), temporary)
-        Checkpoint(str(downloaded)).verify()
+        _download_file(model, uri, MANIFEST, temporary)
+        for name in Checkpoint(str(temporary)).manifest.files:
+            _download_file(model, uri, name, temporary)
+        Checkpoint(str(temporary)).verify()
         if not folder.exists():  # another process may have been faster
-            os.replace(downloaded, folder)
-    except (MlflowException, OSError) as error:
-        raise CheckpointError(f"{model}: cannot download its checkpoint: {_line(error)}") from error
+            os.replace(temporary, folder)
+    except Exception as error:
+        if not is_of_store(error):
+            raise
+        raise CheckpointError(f"{model}: cannot download its checkpoint: {why(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _download_file(model: str, uri: str, name: str, folder: Path) -> None:
+    """Download a file of the checkpoint in a registered model to `name` in `folder`."""
+    import mlflow
+
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as place, _as_default(uri):
+        found = mlflow.artifacts.download_artifacts(
+            f"{model}/artifacts/{ARTIFACT}/{name}",
+            dst_path=place,
+            tracking_uri=uri,
+            registry_uri=uri,
+        )
+        # A store on this machine may give the path of its own file.
+        inside = Path(found).resolve().is_relative_to(Path(place).resolve())
+        (shutil.move if inside else shutil.copyfile)(found, target)
 
 
 def _cache() -> Path:
@@ -308,7 +388,3 @@ def _cache() -> Path:
 
 def _quoted(name: str) -> str:
     return name.replace("'", "\\'")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

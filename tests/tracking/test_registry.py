@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 from fmcortex.errors import CheckpointError, ConfigError, FmcortexError
 from fmcortex.model.sizes import preset
 from fmcortex.tracking.registry import RegisteredModel, register, resolve
-from fmcortex.tracking.run import RunLog, client
+from fmcortex.tracking.run import RunLog
+from fmcortex.tracking.store import client
 from fmcortex.training.build import build_session, build_shared
 from fmcortex.training.checkpoint import (
     SHARED,
@@ -180,19 +182,109 @@ def test_what_mlflow_cannot_predict_is_said_in_one_short_line(
     assert "\n" not in str(caught.value)
 
 
+def other_step(checkpoint: str, folder: Path, step: int) -> str:
+    """The same weights, of another step: another model."""
+    shutil.copytree(checkpoint, folder)
+    old = Checkpoint(str(folder)).manifest
+    write_manifest(str(folder), old.model_copy(update={"step": step}))
+    return str(folder)
+
+
 def test_next_version_takes_the_alias_and_an_existing_run(
-    registered: RegisteredModel, checkpoint: str, store: str
+    registered: RegisteredModel, checkpoint: str, store: str, tmp_path: Path
 ) -> None:
     run = RunLog.start(store, "training", "pretrain")
     run.end()
-    run_folder = str(Path(checkpoint).parent.parent)
-    second = register(run_folder, "cortex", None, store, run_id=run.run_id)
-    assert (second.version, second.run_id) == ("2", run.run_id)
+    run_folder = tmp_path / "run"
+    other_step(checkpoint, run_folder / "checkpoints" / "step-00000041", 41)
+    second = register(str(run_folder), "cortex", None, store, run_id=run.run_id)
+    assert (second.version, second.run_id, second.known) == ("2", run.run_id, False)
     assert second.uri == "models:/cortex/2"
     assert client(store).get_model_version_by_alias("cortex", "best").version == 1
-    register(checkpoint, "cortex", "newest", store)
+    third = other_step(checkpoint, tmp_path / "step-00000042", 42)
+    register(third, "cortex", "newest", store)
     assert client(store).get_model_version_by_alias("cortex", "newest").version == 3
     assert client(store).get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_the_same_checkpoint_is_registered_once(
+    registered: RegisteredModel, checkpoint: str, store: str, tmp_path: Path
+) -> None:
+    runs = len(client(store).search_runs(experiment_ids=["0", "1", "2"]))
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(checkpoint, copy)
+    again = register(str(copy), "cortex", "again", store)
+    assert (again.version, again.known, again.run_id) == ("1", True, registered.run_id)
+    assert again.uri == "models:/cortex@again"
+    assert client(store).get_model_version_by_alias("cortex", "again").version == 1
+    assert len(client(store).search_runs(experiment_ids=["0", "1", "2"])) == runs
+    assert register(checkpoint, "another", None, store).version == "1"  # another model's first
+
+
+def test_a_run_that_is_gone_does_not_hold_the_model(
+    checkpoint: str, store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunLog.start(store, "training", "pretrain")
+    run.client.delete_run(run.run_id)
+    for run_id, why in ((run.run_id, "was deleted there"), ("0" * 32, "not found")):
+        made = register(checkpoint, f"of-{run_id[:4]}", None, store, run_id=run_id)
+        assert made.run_id != run_id
+        assert why in capsys.readouterr().err
+
+
+def test_a_copied_store_leaves_the_original_alone(
+    checkpoint: str, store_in: Callable[[Path], str], tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    run = RunLog.start(store_in(old), "training", "pretrain")
+    run.text("x", "x.txt")
+    run.end()
+    shutil.copytree(old, tmp_path / "new")
+    before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
+    made = register(
+        checkpoint, "m", "best", f"sqlite:///{tmp_path}/new/mlflow.db", run_id=run.run_id
+    )
+    assert made.run_id != run.run_id
+    assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
+    assert list((tmp_path / "new" / "artifacts").rglob("shared.safetensors"))
+
+
+def test_what_a_registry_holds_is_read_by_the_names_of_the_manifest(
+    registered: RegisteredModel, store: str, tmp_path: Path
+) -> None:
+    """Files that nobody asked for stay where they are."""
+    artifacts = Path(store.removeprefix("sqlite:///")).parent / "artifacts"
+    model = client(store).get_model_version("cortex", "1").source.rpartition("/")[2]
+    (place,) = [p.parent for p in artifacts.rglob("shared.safetensors") if model in p.parts]
+    more = place / "more.txt"
+    more.write_text("x")
+    try:
+        folder = Path(resolve("models:/cortex/1", store))
+    finally:
+        more.unlink()
+    assert not (folder / "more.txt").exists()
+    assert folder.name.startswith("cortex-1-")
+
+
+@pytest.mark.parametrize("name", ["my cortex", "-x", "m\u00fcnchen"])
+def test_names_of_models_never_become_paths(
+    checkpoint: str, store: str, cache: Path, name: str
+) -> None:
+    made = register(checkpoint, name, None, store)
+    folder = Path(resolve(made.uri, store))
+    assert folder.parent == cache
+    assert folder.name.startswith("model-")
+
+
+def test_a_registered_model_that_is_no_checkpoint(store: str, tmp_path: Path) -> None:
+    """Versions that others made: one line each."""
+    made = client(store)
+    made.create_registered_model("theirs")
+    for number, source in enumerate((f"file://{tmp_path}", "file:///nowhere", "s4://x/y"), 1):
+        made.create_model_version("theirs", source)
+        with pytest.raises(CheckpointError, match=r"models:/theirs/|not a checkpoint") as caught:
+            resolve(f"models:/theirs/{number}", store)
+        assert "\n" not in str(caught.value)
 
 
 def test_mlflows_default_store_is_left_as_it_was(
@@ -250,8 +342,6 @@ def test_damaged_cache_is_noticed(registered: RegisteredModel, store: str) -> No
 
 
 def test_corrupt_checkpoint_is_not_registered(checkpoint: str, store: str, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(checkpoint, copy)
     (copy / "sessions" / "mouse02-1-1.safetensors").write_bytes(b"short")
@@ -265,8 +355,6 @@ def test_nothing_is_written_outside_of_its_own_folder(
     checkpoint: str, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkpoint from elsewhere, whole and sealed, with a path for the name of a session."""
-    import shutil
-
     copy, temporary = tmp_path / "a" / "b" / "c" / "copy", tmp_path / "a" / "tmp"
     shutil.copytree(checkpoint, copy)
     temporary.mkdir()
