@@ -6,7 +6,7 @@ h5py gives nothing for a link whose target is gone, as if it had never been ther
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,22 @@ from typing import Any
 from fmcortex.errors import DataError
 
 #: What h5py raises where it cannot open or read.
-UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, IndexError, OverflowError)
+UNREADABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+)
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first of some names in order, on one line whatever is in them."""
+    shown = sorted(names)[:12]
+    return ", ".join(name if name.isprintable() else ascii(name) for name in shown)
 
 
 @contextmanager
@@ -161,9 +176,9 @@ def child(file: Any, path: str, source: str) -> Any:
     for part in path.strip("/").split("/"):
         inner = member(found, part, source)
         if inner is None:
-            has = ", ".join(sorted(found)[:12]) if is_group(found) else "no groups"
+            has = listed(found) if is_group(found) else "no groups"
             raise DataError(
-                f"{source}: no {path}; {walked or 'the file'} has {has or 'nothing'};"
+                f"{source}: no {listed([path])}; {walked or 'the file'} has {has or 'nothing'};"
                 " say in nwb.json where it is"
             )
         found, walked = inner, f"{walked}/{part}"

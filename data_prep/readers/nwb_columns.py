@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.readers.hdf5_data import Data
-from data_prep.readers.hdf5_links import UNREADABLE, dereference, member
+from data_prep.readers.hdf5_links import UNREADABLE, dereference, listed, member
 from fmcortex.errors import DataError
 
 
@@ -75,8 +75,8 @@ def need_column(table: Any, name: str, source: str, kinds: str) -> np.ndarray:
     """
     found = member(table, name, source)
     if found is None:
-        has = ", ".join(sorted(table)[:12])
-        raise DataError(f"{source}: no column {name}; it has {has or 'none'}")
+        has = listed(table) or "none"
+        raise DataError(f"{source}: no column {listed([name])}; it has {has}")
     values = read_column(table, name, source)
     if values is None or values.dtype.kind not in kinds:
         what = {"f": "numbers", "i": "integers"}.get(kinds[0], "text")

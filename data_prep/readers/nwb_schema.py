@@ -21,11 +21,13 @@ class NwbSession(BaseModel):
 
     url: str | None = Field(
         None,
+        min_length=1,
         description="the file, as anything that fsspec opens; if absent, the one .nwb file of the"
         " folder",
     )
     responses: str | None = Field(
         None,
+        min_length=1,
         description="group of one RoiResponseSeries a field, or one such series; if absent, what"
         " `fmcortex deconvolve` made of the fluorescence",
     )
@@ -57,6 +59,7 @@ class NwbSession(BaseModel):
     )
     stimulus: str | None = Field(
         None,
+        min_length=1,
         description="the ImageSeries of what was shown; if absent, the only one of acquisition and"
         " stimulus/presentation",
     )
@@ -78,7 +81,7 @@ class NwbSession(BaseModel):
         "condition_hash", description="column of the tables: equal where the stimulus is"
     )
     tier_column: str | None = Field(
-        None, description="column of the tables with train, validation, test or none"
+        None, min_length=1, description="column of the tables with train, validation, test or none"
     )
     repeats_for_test: int = Field(
         4,

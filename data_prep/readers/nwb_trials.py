@@ -12,7 +12,7 @@ import numpy as np
 
 from data_prep.checks import check_key
 from data_prep.readers.clock import Clock
-from data_prep.readers.hdf5_links import child, find, is_group
+from data_prep.readers.hdf5_links import child, find, is_group, listed
 from data_prep.readers.nwb_columns import need_column, text
 from data_prep.readers.nwb_schema import NWB_JSON, NwbSession
 from fmcortex.errors import DataError
@@ -66,9 +66,9 @@ def read_trials(file: Any, source: str, session: NwbSession, clock: Clock) -> li
     has = sorted(intervals) if is_group(intervals) else []
     tables = [name for name in session.intervals if name in has]
     if not tables:
-        sought = ", ".join(session.intervals)
+        sought = listed(session.intervals)
         raise DataError(
-            f"{source}: intervals has {', '.join(has) or 'no tables'}, but none of {sought};"
+            f"{source}: intervals has {listed(has) or 'no tables'}, but none of {sought};"
             f" say in {NWB_JSON} which tables are trials"
         )
     shown = [trial for name in tables for trial in _table(file, name, source, session, clock)]

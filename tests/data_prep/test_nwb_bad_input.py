@@ -159,6 +159,22 @@ BAD = {
         setting(stimulus_file="../stimulus.npy"),
         r"nwb\.json: stimulus_file: not the name of a \.npy file in the session's folder",
     ),
+    "responses without a name": (
+        setting(responses=""),
+        r"nwb\.json: responses: String should have at least 1 character",
+    ),
+    "tiers without a name": (
+        setting(tier_column=""),
+        r"nwb\.json: tier_column: String should have at least 1 character",
+    ),
+    "delay that is no number": (
+        setting(field_delays_seconds={"RoiResponseSeries2": float("nan")}),
+        r"nwb\.json: field_delays_seconds\.RoiResponseSeries2: Input should be a finite number",
+    ),
+    "name of two lines": (
+        setting(treadmill="x\ny"),
+        r"scan\.nwb: no 'x\\ny'; the file has acquisition",
+    ),
     "unknown setting": (setting(response="x"), r"nwb\.json: response: unknown key"),
     "unknown domain": (setting(intervals={"Clip": "cats"}), r"nwb\.json: unknown domain 'cats'"),
     "delay of no field": (
