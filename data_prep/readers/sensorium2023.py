@@ -1,6 +1,7 @@
 """Reader of the Sensorium 2023 layout, that of the public dynamic benchmark.
 
-One folder a session, time on the last axis, each trial padded with NaN after its end::
+One folder a session, time on the last axis, each trial padded with NaN after its end (behaviour
+also with numbers, which are passed over: in the published recordings, it goes on)::
 
     data/videos/<i>.npy         [H, W, T_max] grey levels 0 to 255
     data/responses/<i>.npy      [U, T_max]
@@ -127,7 +128,8 @@ class Sensorium2023Reader:
     def read(self, ref: TrialRef) -> RawTrial:
         """Read one trial without its padding; see `Reader.read`."""
         path = self._path("videos", ref.key)
-        stimulus = _video(npy.load_numbers(path, 3), path)
+        padded = npy.load_numbers(path, 3)
+        stimulus = _video(padded, path)
         if ref.tier != "train" and ref.video is None:
             ref = replace(ref, video=npy.content_name(stimulus))
         frames = len(stimulus)
@@ -142,8 +144,10 @@ class Sensorium2023Reader:
         for column in ("pupil_center", "behavior"):
             source = self._path(column, ref.key)
             values = npy.load_numbers(source, 2)
-            if _end(values) < frames <= values.shape[1]:
-                # Missing at the trial's end, which the rule for gaps judges, not padding.
+            end = _end(values)
+            if end < frames <= values.shape[1] or end == values.shape[1] == padded.shape[2]:
+                # Missing at the trial's end, which the rule for gaps judges, not padding; or not
+                # padded at all.
                 values = values[:, :frames].T
             else:
                 values = _on_frames(values, frames, source)
