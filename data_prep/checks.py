@@ -125,8 +125,11 @@ def _check_signal(signal: Signal, frames: int) -> None:
         raise DataError(
             f"{signal.source}: times must increase, one for each of two samples or more"
         )
-    large = np.abs(signal.values) > LARGEST
-    if large.any():
+    values = signal.values
+    # Both ignore NaN, and need no memory.
+    low, high = (f.reduce(values, axis=None, initial=0.0) for f in (np.fmin, np.fmax))
+    if low < -LARGEST or high > LARGEST:
+        large = np.abs(values) > LARGEST
         frame, channel = (int(place) for place in np.argwhere(large)[0])
         value = signal.values[frame, channel]
         if np.isinf(value):

@@ -229,10 +229,11 @@ def encode_trial(
     )
     perspectives = (trial.perspectives - scaling.perspective_mean) / scaling.perspective_std
     modulations = (trial.modulations - scaling.modulation_mean) / scaling.modulation_std
+    key = surveyed.key
     small = {
         HEADER: header.encoded(),
-        "modulations.npy": encode_npy(modulations.astype("<f4")),
-        "perspectives.npy": encode_npy(perspectives.astype("<f4")),
+        "modulations.npy": encode_npy(_stored(modulations, "<f4", f"trial {key}: behaviour")),
+        "perspectives.npy": encode_npy(_stored(perspectives, "<f4", f"trial {key}: the pupil")),
     }
     if scans:
         small[FRAMES] = encode_npy(trial.frame_times.astype("<f8"))
@@ -243,17 +244,27 @@ def encode_trial(
     for group, values in enumerate(groups):
         scaled = values / scaling.response[first : first + values.shape[1]]
         first += values.shape[1]
-        with np.errstate(over="ignore"):
-            stored = scaled.astype(header.dtype)
-        if np.isinf(stored).any():
-            raise DataError(
-                f"trial {surveyed.key}: a response of {np.nanmax(np.abs(scaled)):.3g} after scaling"
-                f" is too large for {settings.response_dtype}"
-            )
+        stored = _stored(scaled, header.dtype, f"trial {key}: a response")
         for block in range(-(-len(stored) // BLOCK_ROWS)):
             rows = stored[block * BLOCK_ROWS : (block + 1) * BLOCK_ROWS]
             members[block_member(group, block)] = compress(rows)
     return header, members
+
+
+def _stored(values: np.ndarray, dtype: str, what: str) -> np.ndarray:
+    """Values as they are stored.
+
+    Raises:
+        DataError: one is too large for that.
+    """
+    with np.errstate(over="ignore"):
+        stored = values.astype(dtype)
+    if np.isinf(stored).any():
+        largest = np.nanmax(np.abs(values))
+        raise DataError(
+            f"{what} of {largest:.3g} after scaling is too large for {np.dtype(dtype).name}"
+        )
+    return stored
 
 
 def _encode_shard(

@@ -228,6 +228,16 @@ def test_values_that_scaling_makes_too_large(tmp_path, prep):
     refused(prep, r"trial natural_movie-0/\d: a response of \S+e\+56 after scaling is too la")
 
 
+def test_behaviour_that_scaling_makes_too_large(tmp_path, prep):
+    def change(number, trial):
+        trial["behaviour"] = trial["behaviour"] * (1e27 if number >= TRAINING else 1e-28)
+
+    layouts.write("digital_twin", tmp_path / "source", change)
+    refused(
+        prep, r"trial natural_movie-0/\d: behaviour of \S+e\+5\d after scaling is too large for fl"
+    )
+
+
 def overlap(layout, folder, first, second):
     """Let trial `second` begin when trial `first` does."""
     if layout == "nwb":
