@@ -17,6 +17,7 @@ from typing import Any
 
 from data_prep.at_target import session_bytes
 from data_prep.journal import MANIFEST, check_target, leftovers
+from data_prep.kinds import Kinds
 from data_prep.parallel import raise_failures, run
 from data_prep.readers.find import find_sessions
 from data_prep.readers.nwb_schema import read_nwb_json
@@ -102,6 +103,7 @@ def prepare(
         note("")
 
     with lock, within or nullcontext():
+        kinds = Kinds(to, settings, [folder.name for folder in folders])
         tiers = {}
         if settings.split == "made":
             tiers = made_tiers(folders, to, settings, workers, overwrite, note)
@@ -116,6 +118,7 @@ def prepare(
                 run_name,
                 say,
                 note,
+                kinds,
             )
             for folder in folders
         ]

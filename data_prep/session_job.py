@@ -28,6 +28,7 @@ from data_prep.journal import (
     remove_empty,
     remove_written,
 )
+from data_prep.kinds import Kinds
 from data_prep.parallel import Task
 from data_prep.readers.deconvolved import check_made_from
 from data_prep.scaling import Scaling, constant, scaling_of
@@ -149,6 +150,7 @@ class SessionJob:
         run: tells this run of the job from others.
         say: is told a line when the session is done, or failed.
         note: is told what is being done.
+        kinds: of the sessions of the dataset.
     """
 
     def __init__(
@@ -162,8 +164,10 @@ class SessionJob:
         run: str,
         say: Callable[[str], None],
         note: Callable[[str], None],
+        kinds: Kinds,
     ) -> None:
         self.name = folder.name
+        self._kinds = kinds
         self.error: FmcortexError | None = None
         self._folder, self._to, self._settings = str(folder), to, settings
         self._view, self._overwrite = View(tiers), overwrite
@@ -219,6 +223,7 @@ class SessionJob:
             if stored is None or source_sha256(stored) != self._sha256:
                 self._check_origin()  # of a session that lost its manifest
         elif self._is_there(manifest):
+            self._kinds.there(manifest)
             self._say(f"{self.name}: up to date")
             return []
         self._inputs = storage.sha256(
@@ -324,6 +329,7 @@ class SessionJob:
         return [Task(join_task, arguments, self._surveyed)]
 
     def _surveyed(self, survey: Survey) -> list[Task]:
+        self._kinds.surveyed(self.name, survey)
         forget(self._to, self.name)
         settings = self._settings
         self._survey, self._scaling = survey, scaling_of(survey, settings)

@@ -90,6 +90,10 @@ class PrepSettings(BaseModel):
         0.1, ge=0, lt=1, description="of the movies of a split made here, for testing"
     )
     split_seed: Seed = Field(0, description="of a split made here")
+    mixed: bool = Field(
+        False,
+        description="let sessions of different frame rate, size or normalisation into one dataset",
+    )
     check_source: Literal["content", "size"] = Field(
         "content",
         description="how a later run finds out that a source changed: by reading all of it, or by"
@@ -116,7 +120,9 @@ class PrepSettings(BaseModel):
 
         Which sessions were selected, and how the layout was found out, is not among them.
         """
-        found = self.model_dump(mode="json", exclude={"layout", "sessions", "check_source"})
+        found = self.model_dump(
+            mode="json", exclude={"layout", "sessions", "mixed", "check_source"}
+        )
         if self.missing_neurons == "error":
             del found["missing_neurons"]  # as of datasets that are older than the setting
         return found

@@ -111,7 +111,9 @@ def repair(
         settings = _settings_of(url, name)
         groups.setdefault(settings.model_dump_json(), []).append(name)
     for text, some in groups.items():
-        settings = PrepSettings.model_validate_json(text).model_copy(update={"sessions": some})
+        # As they were: whether they may be mixed was asked when they were prepared.
+        known = {"sessions": some, "mixed": True}
+        settings = PrepSettings.model_validate_json(text).model_copy(update=known)
         prepare(source, url, settings, 0, progress, False, track, content=True)
     if not groups:
         with Lock(url, "repair", todo="wait for that"):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,7 +24,7 @@ from fmcortex.commands import (
     upkeep,
 )
 from fmcortex.commands.base import cli
-from fmcortex.errors import FmcortexError, Interrupted, Preempted
+from fmcortex.errors import Adjusted, FmcortexError, Interrupted, Preempted
 
 __all__ = [
     "cli",
@@ -40,8 +44,17 @@ __all__ = [
 INTERRUPTED = 130
 
 
+def _say(show: Callable[..., None], message: Warning | str, *rest: Any, **more: Any) -> None:
+    """Print an adjusted setting as one line, and other warnings as Python does."""
+    if isinstance(message, Adjusted):
+        click.echo(f"note: {message}", err=True)
+    else:
+        show(message, *rest, **more)
+
+
 def main() -> None:
     """Run the command line; errors of the user's become one line and exit status 1."""
+    warnings.showwarning = partial(_say, warnings.showwarning)
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fmcortex import yaml_text
-from fmcortex.errors import ConfigError
+from fmcortex.errors import Adjusted, ConfigError
 from fmcortex.model.sizes import ModelConfig, preset
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -93,7 +94,9 @@ class TrainingConfig(Section):
     )
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(0.1, gt=0, le=1e6)
-    warmup_epochs: int = Field(10, ge=0, le=1_000_000)
+    warmup_epochs: int = Field(
+        10, ge=0, le=1_000_000, description="of a cycle; at most one fewer than its epochs are used"
+    )
     warmup_cycles: int = Field(1, ge=0, le=10_000)
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     nesterov: bool = Field(True, description="of sgd")
@@ -132,9 +135,14 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _warm(self) -> Self:
         if self.warmup_epochs >= self.epochs and self.warmup_cycles:
-            raise ValueError(
-                f"warmup_epochs ({self.warmup_epochs}) must be less than epochs ({self.epochs})"
+            used = self.epochs - 1
+            line = (
+                f"training.warmup_epochs: {self.warmup_epochs} are not less than training.epochs "
+                f"({self.epochs}); {used} used instead"
             )
+            warnings.warn(Adjusted(line), stacklevel=2)
+            # Immutable from here on; what a run records is what it used.
+            object.__setattr__(self, "warmup_epochs", used)
         return self
 
 

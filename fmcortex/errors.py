@@ -65,3 +65,7 @@ class Preempted(FmcortexError):
 
 class Interrupted(Preempted):
     """The same by Ctrl-C: the command line exits with status 130, and nobody queues it again."""
+
+
+class Adjusted(UserWarning):
+    """Another value is used than was asked for; the command line prints it as one line."""

@@ -41,6 +41,7 @@ RECORDS = {
     "data_prep.readers.deconvolved": "what deconvolve made, checked against the arrays beside it",
     "data_prep.split_job": "the tiers of movies, made here",
     "data_prep.survey": "what was found in a source",
+    "fmcortex.data.identity": "what a checkpoint was trained on, under its checksums",
     "fmcortex.data.manifest": "the prepared dataset, under checksums",
     "fmcortex.evaluation.evaluate": "scores",
     "fmcortex.owner": "who writes to a folder",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
+from fmcortex import cli
 from fmcortex.config import RunConfig, load_config, read_yaml, with_overrides
-from fmcortex.errors import ConfigError
+from fmcortex.errors import Adjusted, ConfigError
 from fmcortex.model.sizes import PRESETS
 
 
@@ -88,7 +90,7 @@ def test_a_preset_and_changes_to_it() -> None:
     ("override", "message"),
     [
         ("modle.streams=1", r"unknown key modle \(known: output, model, data, training, "),
-        ("data.minutse=1", r"unknown key data.minutse \(known: url, sessions, minutes, frames"),
+        ("data.minutse=1", r"unknown key data.minutse \(known: url, sessions, minutes, mixed, "),
         ("model.stream=1", r"unknown key model.stream \(known: streams, recurrent, "),
         ("model.preset=huge", r"model.preset: unknown model 'huge'; one of paper, .*tiny"),
         ("data.minutes=0", "data.minutes: Input should be greater than 0"),
@@ -100,7 +102,6 @@ def test_a_preset_and_changes_to_it() -> None:
         ("data=5", "data: Input should be a valid dictionary"),
         ("data.burnin=70", "unknown key data.burnin"),
         ("training.burnin=70", r"training.burnin \(70\) must be less than data.frames \(70\)"),
-        ("training.warmup_epochs=100", r"warmup_epochs \(100\) must be less than epochs \(100\)"),
         ("model.block_groups=[1, 2]", "model: block_groups must have one entry a block, 3 in all"),
     ],
 )
@@ -182,3 +183,21 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     path.write_bytes(b"\x80\x02}q\x00.")
     with pytest.raises(ConfigError, match=r"run.yaml"):
         read_yaml(path)
+
+
+def test_a_warm_up_of_a_whole_cycle_is_cut_and_that_is_said() -> None:
+    with pytest.warns(Adjusted, match=r"^training\.warmup_epochs: 10 are not .* \(1\); 0 used"):
+        config = load_config(None, ["training.epochs=1"])
+    assert config.training.warmup_epochs == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert RunConfig.model_validate(config.model_dump()) == config  # what a run records
+        load_config(None, ["training.epochs=11"])
+
+
+def test_the_command_line_says_so_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    said: list[object] = []
+    cli._say(lambda *_: said.append(_), Adjusted("a: 2 are too many; 1 used instead"), Adjusted)
+    cli._say(lambda *_: said.append(_), "other", UserWarning)
+    assert capsys.readouterr().err == "note: a: 2 are too many; 1 used instead\n"
+    assert said == [("other", UserWarning)]

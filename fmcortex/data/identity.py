@@ -16,6 +16,8 @@ from fmcortex.data.dataset import PreparedDataset
 from fmcortex.data.manifest import Document, SessionManifest, Sha256
 from fmcortex.errors import ConfigError
 
+Kind = dict[str, str]
+
 #: Settings of a preparation that change how values are stored, not the values.
 STORAGE_ONLY = ("trials_per_shard", "shard_bytes")
 
@@ -40,13 +42,31 @@ class TrainedOn(Document):
     normalisation: str
 
     @property
-    def kind(self) -> dict[str, str]:
-        """What sessions that are trained together have in common, as text."""
-        return {
-            "frame rate": f"{self.frame_rate:g} Hz",
-            "size": f"{self.height} x {self.width} pixels",
-            "response normalisation": self.normalisation,
-        }
+    def kind(self) -> Kind:
+        """What sessions that are trained together have in common."""
+        return kind_of(self.frame_rate, self.height, self.width, self.normalisation)
+
+
+def kind_of(frame_rate: float, height: int, width: int, normalisation: object) -> Kind:
+    """What sessions that are trained together have in common, as text.
+
+    Args:
+        frame_rate: of the stimulus, Hz.
+        height: of the stimulus, pixels.
+        width: of the stimulus, pixels.
+        normalisation: of the responses; None where it is not known.
+    """
+    return {
+        "frame rate": f"{frame_rate:g} Hz",
+        "size": f"{height} x {width} pixels",
+        "response normalisation": str(normalisation or "unknown"),
+    }
+
+
+def kind_of_session(manifest: SessionManifest) -> Kind:
+    """The same of a prepared session."""
+    normalisation = manifest.settings.get("response_normalisation")
+    return kind_of(manifest.frame_rate, manifest.height, manifest.width, normalisation)
 
 
 def trained_on(manifest: SessionManifest) -> TrainedOn:
@@ -80,27 +100,23 @@ def trained_sessions(dataset: PreparedDataset, names: Sequence[str]) -> dict[str
     return {name: trained_on(dataset.session(name).manifest) for name in names}
 
 
-def check_alike(kinds: Mapping[str, TrainedOn], allowed: bool, todo: str) -> None:
+def check_alike(kinds: Mapping[str, Kind], todo: str) -> None:
     """Refuse sessions of different kinds.
 
     Args:
         kinds: by session's name.
-        allowed: whether that was asked for.
         todo: what a user can do, for the message.
 
     Raises:
         ConfigError: naming two sessions and what differs.
     """
-    if allowed or not kinds:
-        return
-    first, *rest = sorted(kinds)
+    first, *rest = sorted(kinds) or [""]
     for name in rest:
-        ours, theirs = kinds[first].kind, kinds[name].kind
-        for what, value in ours.items():
-            if value != theirs[what]:
+        for what, value in kinds[first].items():
+            if value != kinds[name][what]:
                 raise ConfigError(
                     f"sessions {first} and {name} are of different {what} ({value}, "
-                    f"{theirs[what]}); {todo}"
+                    f"{kinds[name][what]}); {todo}"
                 )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fmcortex.config import RunConfig
 from fmcortex.data.dataset import PreparedDataset, open_dataset
-from fmcortex.data.identity import check_alike, trained_sessions
+from fmcortex.data.identity import check_alike, kind_of_session, trained_sessions
 from fmcortex.data.lanes import place_sessions, session_weights
 from fmcortex.data.loader import ClipLoader
 from fmcortex.data.plan import Origin, SamplingPlan
@@ -107,11 +107,11 @@ def plan_of(
         ConfigError: the configuration does not fit the dataset.
     """
     names = sessions_of(config, dataset)
-    check_alike(
-        trained_sessions(dataset, names),
-        config.data.mixed,
-        "choose among them with data.sessions, or set data.mixed=true to train them together",
-    )
+    if not config.data.mixed:
+        check_alike(
+            {name: kind_of_session(dataset.session(name).manifest) for name in names},
+            "choose among them with data.sessions, or set data.mixed=true to train them together",
+        )
     frames: dict[str, Sequence[int]] = {}
     trials, costs, minutes = {}, {}, {}
     for name in names:
