@@ -29,14 +29,23 @@ class Unprivileged:
     Where the tests run as root, a user id of which the system knows nothing; otherwise whoever runs
     them. HOME is a folder that cannot be written, and the checkout is not the user's.
 
+    Args:
+        folder: the user's own.
+        name: of a user whom the system knows instead, for programs that insist on one; only where
+            the tests run as root.
+
     Attributes:
         folder: the user's own.
         home: HOME; may be made writable with `settle`.
+        uid: the user's id.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str | None = None) -> None:
         self.folder, self.home = folder, folder.with_name(f"{folder.name}-home")
-        self.uid = _unknown_user() if os.geteuid() == 0 else os.geteuid()
+        if os.geteuid() != 0:
+            self.uid = os.geteuid()
+        else:
+            self.uid = pwd.getpwnam(name).pw_uid if name else _unknown_user()
         self.home.mkdir(mode=0o555)
         self.own(folder)
 
@@ -119,8 +128,8 @@ def _unknown_user() -> int:
 
 
 @contextmanager
-def unprivileged_user() -> Iterator[Unprivileged]:
-    """The user, with a folder of theirs for the block."""
+def unprivileged_user(name: str | None = None) -> Iterator[Unprivileged]:
+    """The user (see `Unprivileged`), with a folder of theirs for the block."""
     if os.geteuid() == 0 and shutil.which("setpriv") is None:
         pytest.skip("running as root without setpriv (util-linux), which makes another user")
     # Not below pytest's folder, which only its owner may enter.
@@ -129,7 +138,7 @@ def unprivileged_user() -> Iterator[Unprivileged]:
     folder = base / "own"
     folder.mkdir()
     try:
-        yield Unprivileged(folder)
+        yield Unprivileged(folder, name)
     finally:
         (base / "own-home").chmod(0o755)
         shutil.rmtree(base, ignore_errors=True)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from unprivileged import Unprivileged
 
 T = TypeVar("T")
 
@@ -58,15 +62,22 @@ PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 class SlurmCluster:
     """The running cluster: a folder, its environment, and a way to ask it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, user: Unprivileged | None = None) -> None:
+        self.folder, self.user = folder, user
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
+        self.prefix = user.prefix() if user else []
+        self.name = pwd.getpwuid(user.uid if user else os.geteuid()).pw_name
+
+    def variables(self) -> dict[str, str]:
+        """The environment of the cluster's user, with the cluster in it."""
+        own = self.user.environment() if self.user else dict(os.environ)
+        return {**own, **self.environment}
 
     def call(self, *command: str, **options: object) -> str:
         """What a SLURM program prints; should it fail, its message is in the error."""
         done = subprocess.run(
-            command,
-            env={**os.environ, **self.environment},
+            [*self.prefix, *command],
+            env=self.variables(),
             capture_output=True,
             text=True,
             timeout=60,
@@ -107,17 +118,21 @@ def _free_ports(number: int) -> list[int]:
 
 
 @contextmanager
-def running_cluster() -> Iterator[SlurmCluster]:
-    """A two-node SLURM; ended, with whatever ran in it, at the end of the block."""
+def running_cluster(user: Unprivileged | None = None) -> Iterator[SlurmCluster]:
+    """A two-node SLURM; ended, with whatever ran in it, at the end of the block.
+
+    Args:
+        user: whose it is, and who alone may run jobs; whoever runs the tests if None.
+    """
     # Not below pytest's folder: munge wants its socket where every user may come, and Unix sockets
     # have short names.
-    folder = Path(tempfile.mkdtemp(prefix="fmcortex-slurm-"))
+    folder = Path(tempfile.mkdtemp(prefix="fmcortex-slurm-", dir="/tmp"))
     folder.chmod(0o755)
-    cluster = SlurmCluster(folder)
+    cluster = SlurmCluster(folder, user)
     ports = dict(zip(("ctld", "node1", "node2"), _free_ports(3), strict=True))
     host = socket.gethostname().split(".")[0]
     (folder / "slurm.conf").write_text(
-        CONFIGURATION.format(folder=folder, user=getpass.getuser(), host=host, **ports)
+        CONFIGURATION.format(folder=folder, user=cluster.name, host=host, **ports)
     )
     devices = [folder / f"gpu{index}" for index in range(2)]
     for device in devices:
@@ -128,6 +143,8 @@ def running_cluster() -> Iterator[SlurmCluster]:
     key = folder / "munge.key"
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(1024))
+    if user:
+        user.own(folder)
     commands = [
         [
             *("munged", "--foreground", "--force", f"--key-file={key}"),
@@ -139,12 +156,13 @@ def running_cluster() -> Iterator[SlurmCluster]:
         ["slurmd", "-D", "-N", "node2"],
     ]
     running = []
-    environment = {**os.environ, **cluster.environment, "PATH": _path()}
+    environment = {**cluster.variables(), "PATH": _path()}
     try:
         for command in commands:
             with (folder / "output.log").open("a") as log:
+                words = [*cluster.prefix, *command]
                 running.append(
-                    subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
+                    subprocess.Popen(words, env=environment, stdout=log, stderr=log, cwd=folder)
                 )
             if command[0] == "munged":
                 poll((folder / "munge.sock").exists, bool, 10)
@@ -173,8 +191,8 @@ def _path() -> str:
 
 def _idle(cluster: SlurmCluster) -> int:
     asked = subprocess.run(
-        ["sinfo", "-h", "-N", "-t", "idle"],
-        env={**os.environ, **cluster.environment},
+        [*cluster.prefix, "sinfo", "-h", "-N", "-t", "idle"],
+        env=cluster.variables(),
         capture_output=True,
         text=True,
     )
@@ -182,11 +200,14 @@ def _idle(cluster: SlurmCluster) -> int:
 
 
 def _end_jobs(cluster: SlurmCluster) -> None:
-    environment = {**os.environ, **cluster.environment}
-    subprocess.run(["scancel", "--user", getpass.getuser()], env=environment, timeout=30)
+    environment = cluster.variables()
+    cancel = [*cluster.prefix, "scancel", "--user", cluster.name]
+    subprocess.run(cancel, env=environment, timeout=30)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        asked = subprocess.run(["squeue", "-h"], env=environment, capture_output=True, text=True)
+        asked = subprocess.run(
+            [*cluster.prefix, "squeue", "-h"], env=environment, capture_output=True, text=True
+        )
         if not asked.stdout.strip():
             return
         time.sleep(0.3)
