@@ -1,4 +1,4 @@
-# make demo   sets up .venv, then runs the main job end to end on this machine
+# make demo   sets up .venv, then runs the main job end to end on this machine (OUTPUT=FOLDER: there)
 # make test   sets up .venv, then runs the tests
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest
 .PHONY: demo test test-slow test-exhaustive test-system lint setup constraints clean
 
 demo: setup
-	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/demo.py $(if $(OUTPUT),--output "$(OUTPUT)")
 
 test: setup
 	$(PYTEST) -m "not slow and not system and not exhaustive"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import statistics
 import subprocess
@@ -60,14 +61,21 @@ def scores(path: Path) -> dict[str, dict[str, Any]]:
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", default="demo", help="folder (default: demo)")
+    parser.add_argument("--output", help="folder (default: demo, in the checkout)")
     parser.add_argument("--workers", type=int, default=2, help="Ray workers (default: 2)")
     options = parser.parse_args()
-    out = options.output
-    folder = ROOT / out
+    folder = Path(options.output).absolute() if options.output else ROOT / "demo"
+    out = shlex.quote(str(folder)) if options.output else "demo"
     began = time.monotonic()
     if (folder / "summary.json").exists() or (folder / "pretrain").exists():
         sys.exit(f"demo: {folder} holds an earlier demo; remove that folder to run it again")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        sys.exit(f"demo: cannot write to {folder}; name another folder with --output")
 
     seconds: dict[str, float] = {}
     run(
@@ -79,8 +87,8 @@ def main() -> None:
     run(f"fmcortex prep {out}/recordings/new --to {out}/prepared")
     run(f"fmcortex data info {out}/prepared")
     common = f"--config {CONFIG}"
-    if out != "demo":  # the configuration names the demo's own folder
-        common += f" --set data.url={out}/prepared --set tracking.uri=sqlite:///{folder}/mlflow.db"
+    if options.output:  # the configuration names the demo's own folder
+        common += f" --set data.url={out}/prepared --set tracking.uri=sqlite:///{out}/mlflow.db"
     seconds["foundation"] = run(
         f"fmcortex pretrain {common} --workers {options.workers} --output {out}/pretrain"
     )

@@ -6,10 +6,12 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from unprivileged import Unprivileged, unprivileged_user
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,15 +40,32 @@ def test_the_demo_asserts_nothing_that_luck_can_break() -> None:
     assert "not clearly above" in demo.problem_of(summary(0.05, 0.01, 0.31, 0.29))
 
 
-@pytest.mark.slow
-def test_demo(tmp_path: Path) -> None:
-    folder = tmp_path / "demo"
-    # The demo itself asserts that its foundation model has learnt.
-    out = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "demo.py"), "--output", str(folder)],
+@pytest.fixture
+def user() -> Iterator[Unprivileged]:
+    """A user with a home that is new, and a checkout that is not theirs."""
+    with unprivileged_user() as one:
+        one.settle()
+        yield one
+
+
+def test_the_demo_says_where_it_cannot_write() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "demo.py"), "--output", "/dev/null/demo"],
         capture_output=True,
         text=True,
-        timeout=1200,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "demo: cannot write to /dev/null/demo; name another folder with --output"
+    )
+
+
+@pytest.mark.slow
+def test_demo(user: Unprivileged) -> None:
+    folder = user.folder / "a demo"
+    # The demo itself asserts that its foundation model has learnt.
+    out = user.run(
+        *(sys.executable, ROOT / "examples" / "demo.py", "--output", "a demo"), timeout=1200
     )
     assert out.returncode == 0, out.stdout[-3000:] + out.stderr[-3000:]
     shown = [line for line in out.stdout.splitlines() if line.startswith("$ fmcortex ")]
@@ -72,11 +91,7 @@ def test_demo(tmp_path: Path) -> None:
     assert (folder / "report.html").stat().st_size > 100_000
     used = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     assert used < 1e9
-    again = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "demo.py"), "--output", str(folder)],
-        capture_output=True,
-        text=True,
-    )
+    again = user.run(sys.executable, ROOT / "examples" / "demo.py", "--output", folder)
     assert again.returncode == 1
     assert "holds an earlier demo" in again.stderr
 
@@ -94,16 +109,16 @@ def test_demo(tmp_path: Path) -> None:
         "--set",
         "base.training.epochs=2",
         "--set",
-        f"output={tmp_path / 'sweep'}",
+        f"output={user.folder / 'sweep'}",
         "--set",
         "base.training.steps_per_epoch=30",
     ]
-    swept = subprocess.run(line, capture_output=True, text=True, timeout=900)
+    swept = user.run(*line, timeout=900)
     assert swept.returncode == 0, swept.stdout + swept.stderr
     assert "3 points run, 0 found finished" in swept.stdout
-    result = json.loads((tmp_path / "sweep" / "scaling.json").read_text())
+    result = json.loads((user.folder / "sweep" / "scaling.json").read_text())
     assert len(result["points"]) == 3
     assert result["law"] is not None
-    assert (tmp_path / "sweep" / "scaling.png").stat().st_size > 10_000
-    swept = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    assert (user.folder / "sweep" / "scaling.png").stat().st_size > 10_000
+    swept = user.run(*line, timeout=300)
     assert "0 points run, 3 found finished" in swept.stdout
