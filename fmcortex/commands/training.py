@@ -74,6 +74,7 @@ def _train_single(kind: Any, config: RunConfig, start: Any) -> None:
         bar.update(report.step + 1, f"loss {sum(losses) / len(losses):.4f}")
 
     with Progress(kind, config.training.steps) as bar:
+        bar.stage("reading the dataset, opening the MLflow run")
         result = train_single(config, kind, start, on_step=show, say=bar.say)
     click.echo(f"checkpoint {result.checkpoint}")
     click.echo(f"MLflow run {result.run_id}")
