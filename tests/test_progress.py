@@ -159,3 +159,21 @@ def test_a_bar_lets_an_error_through_and_stops(monkeypatch: pytest.MonkeyPatch) 
         raise ValueError("lost")
     assert bar._bar.finished is False
     assert not bar._bar.live.is_started
+
+
+def test_what_is_started_is_said_before_there_is_progress(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Progress("pretrain", 30, stream=stream) as bar:
+        bar.stage("starting Ray on this machine")
+        bar.update(0, "2 ranks")
+    assert stream.getvalue().splitlines() == ["pretrain: starting Ray on this machine"]
+
+    parent, child = pty.openpty()
+    with os.fdopen(child, "w") as terminal, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TERM", "xterm")
+        with Progress("pretrain", 30, stream=terminal) as bar:
+            bar.stage("starting 2 workers")
+    shown = os.read(parent, 65536).decode()
+    os.close(parent)
+    assert "starting 2 workers" in shown
+    assert "0/30" in shown
