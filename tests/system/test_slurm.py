@@ -130,13 +130,13 @@ def test_a_pretraining_on_two_nodes_in_two_turns(
     overrides = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     output = tmp_path / "run"
     job = submit(SCRIPT, "--output", str(output), *overrides)
-    poll(lambda: log(tmp_path, job), lambda text: "pretrain: step" in text, 120)
+    poll(lambda: log(tmp_path, job), lambda text: "pretrain: step" in text, 600)
     # The signal of `--signal=B:USR2@120`, now instead of two minutes before the end.
     slurm_cluster.call("scancel", "--batch", "--signal=USR2", job)
-    assert slurm_cluster.wait(job, 60, lambda state: state == "PENDING"), log(tmp_path, job)
+    assert slurm_cluster.wait(job, 300, lambda state: state == "PENDING"), log(tmp_path, job)
     saved = open_checkpoint(str(output))
     assert 0 < saved.step < 300
-    state = slurm_cluster.wait(job, 240)
+    state = slurm_cluster.wait(job, 900)
     printed = log(tmp_path, job)
     assert state == "COMPLETED", printed
     assert f"told to stop; saved after step {saved.step} of 300" in printed
