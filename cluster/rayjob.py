@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.secrets import refuse_secret_variables, refuse_secret_words, refuse_secrets
 from fmcortex import storage, yaml_text
 from fmcortex.errors import ConfigError
 
@@ -102,9 +103,18 @@ def render(
         The ConfigMap and the RayJob.
 
     Raises:
-        ConfigError: the template does not do, or the pods could not reach what `config` names.
+        ConfigError: the template does not do, the pods could not reach what `config` names, or a
+            password is in it.
     """
     command = command or ["pretrain"]
+    advice = (
+        "leave it out, and put MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and "
+        "MLFLOW_TRACKING_PASSWORD, or the store's own variables into a Secret "
+        "(--job secret=NAME)"
+    )
+    refuse_secrets(config, "the ConfigMap", advice)
+    refuse_secret_variables(job.variables, "the RayJob", advice)
+    refuse_secret_words(command, "the RayJob", advice)
     _check_urls(job, config)
     documents = read_template(template)
     config_map = next(one for one in documents if one["kind"] == "ConfigMap")
@@ -131,8 +141,12 @@ def _check_urls(job: KubernetesJob, config: dict[str, Any]) -> None:
             )
     remote = isinstance(config.get("output"), str) and not storage.is_local(config["output"])
     told = _section(run, "tracking").get("uri") or "MLFLOW_TRACKING_URI" in job.variables
-    if remote and not told:
-        raise ConfigError("tracking.uri: name an MLflow server, as the output is in object storage")
+    # A Secret may have it; that is the place for one with a password.
+    if remote and not told and not job.secret:
+        raise ConfigError(
+            "tracking.uri: name an MLflow server, as the output is in object storage; one with a "
+            "password as MLFLOW_TRACKING_URI in a Secret (--job secret=NAME)"
+        )
 
 
 def _run_of(config: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from cluster.secrets import refuse_secret_variables, refuse_secret_words
 from fmcortex.errors import ConfigError, FmcortexError
 
 #: The batch script, which lies beside the packages in a checkout.
@@ -134,6 +135,12 @@ def render(job: SlurmJob, command: list[str], template: str | Path | None = None
     """
     if not command or command[0].startswith("-"):
         raise ConfigError("the command must begin with its name, such as pretrain")
+    advice = (
+        "put it into a configuration file that only you can read (--config), or export "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where you submit"
+    )
+    refuse_secret_words(command, "the batch script, and `ps` on every node,", advice)
+    refuse_secret_variables(job.variables, "the batch script", advice)
     options = job.options()
     ours = {option.removeprefix("--").partition("=")[0] for option in options}
     lines = read_template(template).splitlines()

@@ -21,6 +21,11 @@ def without_secrets(text: str) -> str:
     return _SECRET.sub(r"\1...", re.sub(r"://[^/@\s\"']+@", "://", text))
 
 
+def has_secret(text: str) -> bool:
+    """Whether a URL in `text` has a password, or a parameter that signs it."""
+    return bool(_SECRET.search(text) or re.search(r"://[^/@\s\"':]*:[^/@\s\"']+@", text))
+
+
 class FmcortexError(Exception):
     """Base of all errors caused by input, configuration or storage rather than by a defect.
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from fmcortex import storage
 from fmcortex.data.identity import TrainedOn
 from fmcortex.data.manifest import Document, Sealed, Sha256
-from fmcortex.errors import CheckpointError, DataError, StorageError
+from fmcortex.errors import CheckpointError, DataError, StorageError, without_secrets
 from fmcortex.model.network import Network, SessionPart, SharedPart
 from fmcortex.model.sizes import ModelConfig
 from fmcortex.names import OPTIMIZER, SHARED, Name, check_session
@@ -105,7 +105,14 @@ def write_tensors(folder: str, name: str, tensors: Mapping[str, Tensor]) -> dict
 
 
 def write_manifest(folder: str, manifest: CheckpointManifest) -> None:
-    """Declare the checkpoint whole; to be called once all its files are written."""
+    """Declare the checkpoint whole; to be called once all its files are written.
+
+    It does not have the password of the tracking store: a checkpoint is passed on.
+    """
+    tracking = manifest.config.get("tracking")
+    if isinstance(tracking, dict) and isinstance(uri := tracking.get("uri"), str):
+        shared = {**manifest.config, "tracking": {**tracking, "uri": without_secrets(uri)}}
+        manifest = manifest.model_copy(update={"config": shared})
     storage.write_bytes(storage.join(folder, MANIFEST), manifest.sealed())
 
 
