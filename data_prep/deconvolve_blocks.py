@@ -16,7 +16,7 @@ import numpy as np
 from data_prep.deconvolution import LONGEST_GAP, SHORTEST
 from data_prep.readers.fluorescence import Traces
 from fmcortex import storage
-from fmcortex.errors import DataError, StorageError
+from fmcortex.errors import ConfigError, DataError, StorageError
 
 #: Neurons of a block, and the bytes that their traces may take.
 BLOCK_NEURONS = 256
@@ -45,6 +45,7 @@ def begin(parts: Path, inputs: dict[str, Any]) -> None:
     """Make the folder of blocks, without those that were made of other inputs.
 
     Raises:
+        ConfigError: somebody else's folder is there.
         StorageError: it cannot be written.
     """
     blocks = {"neurons": BLOCK_NEURONS, "bytes": BLOCK_BYTES}
@@ -52,6 +53,9 @@ def begin(parts: Path, inputs: dict[str, Any]) -> None:
     path = parts / _INPUTS
     if path.exists() and path.read_bytes() == content:
         return
+    theirs = [] if path.exists() or not parts.exists() else sorted(os.listdir(parts))
+    if any(not name.startswith(_INPUTS) for name in theirs):
+        raise ConfigError(f"{parts}: was not made by `fmcortex deconvolve`; move it away")
     shutil.rmtree(parts, ignore_errors=True)
     try:
         parts.mkdir()

@@ -24,6 +24,7 @@ from data_prep.readers.deconvolved import (
     FieldRecord,
     Record,
     SourceRecord,
+    check_only_ours,
     is_whole,
     read_record,
 )
@@ -234,18 +235,21 @@ class DeconvolutionJob:
         same = record is not None and (record.sources, record.fields) == (sources, fields)
         if same and record is not None and is_whole(target, record):
             return self._finished(f"{self.name}: up to date")
+        if target.exists():
+            check_only_ours(target, read_record(target))
         lock = Lock(
             str(target.parent), "deconvolve", self._say, "leave it to that", f".{target.name}.lock"
         )
         self._held.enter_context(lock)
         self._sources = sources
-        self._parts = target.with_name(f".{target.name}.parts")
+        parts = target.with_name(f".{target.name}.parts")
         files = {name: source.model_dump() for name, source in sources.items()}
         settings = self._settings.content()
         series = {name: field.model_dump() for name, field in fields.items()}
         what = {"settings": settings, "oasis": _oasis_version()}
         inputs = {**what, "sources": files, "fields": series}
-        on_disk.begin(self._parts, inputs)
+        on_disk.begin(parts, inputs)
+        self._parts = parts  # from now on it is ours to remove
         tasks = []
         for number, traces in enumerate(self._found.traces):
             for first, last in on_disk.blocks_of(traces):

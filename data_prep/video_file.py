@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from data_prep.resampling import area_weights
-from fmcortex.errors import DataError, StorageError
+from fmcortex.errors import ConfigError, DataError, StorageError
 
 _weights = lru_cache(maxsize=32)(area_weights)
 
@@ -104,6 +104,7 @@ def decode_video(
     to: str,
     size: tuple[int, int] | None = None,
     progress: Callable[[int], None] | None = None,
+    overwrite: bool = False,
 ) -> tuple[int, int, int]:
     """Write a video as a .npy array uint8 [T, H, W], a frame in memory at a time.
 
@@ -112,16 +113,22 @@ def decode_video(
         to: the .npy file; there only when all of it is.
         size: height and width in pixels, by averaging areas; None for those of the video.
         progress: called with the number of frames so far.
+        overwrite: replace a file that is there.
 
     Returns:
         T, H, W.
 
     Raises:
+        ConfigError: a file is there, or it is the video itself.
         DataError: the video cannot be read, or has no frames.
         StorageError: the array cannot be written.
     """
     if not to.endswith(".npy"):
         raise DataError(f"{to}: must end in .npy")
+    if os.path.exists(to) and os.path.exists(path) and os.path.samefile(to, path):
+        raise ConfigError(f"{to}: is the video itself; name another file")
+    if os.path.exists(to) and not overwrite:
+        raise ConfigError(f"{to}: is there already; name another file, or use --overwrite")
     temporary = f"{to}.{os.getpid()}.tmp"
     count, shape = 0, (0, 0)
     try:

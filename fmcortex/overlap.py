@@ -20,6 +20,7 @@ Identity = tuple[int, int]
 _STARTS = {
     "HTML page": (b"<!doctype html", b"<html"),
     "list of scores": (b"[",),
+    "quality.json": (b'{"url"',),
     "image": (b"\x89png", b"%pdf", b"<?xml", b"<svg", b"\xff\xd8", b"gif8", b"%!ps", b"ii*", b"mm"),
 }
 

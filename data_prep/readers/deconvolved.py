@@ -18,9 +18,10 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from data_prep.readers.clock import Clock
+from data_prep.readers.leftovers import is_leftover
 from data_prep.readers.signal_files import SignalFile
 from data_prep.readers.signals_schema import read_json
-from fmcortex.errors import DataError
+from fmcortex.errors import ConfigError, DataError
 from fmcortex.names import is_name
 
 #: The folder of it in an NWB session's, and in one of signals.
@@ -119,6 +120,23 @@ def check_made_from(folder: Path, files: Mapping[str, str]) -> None:
                     f"{folder / name}: was made of another {path}; run `fmcortex deconvolve"
                     f" {folder}` again, or remove it"
                 )
+
+
+def check_only_ours(folder: Path, record: Record) -> None:
+    """Refuse to replace the activity in `folder` where others have put something beside it.
+
+    Raises:
+        ConfigError: naming the first such file.
+    """
+    ours = {folder / RECORD, folder / "neurons.csv"}
+    for name in record.fields:
+        ours |= {folder / name / "values.npy", folder / name / "times.npy"}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path not in ours and not is_leftover(path.name):
+            raise ConfigError(
+                f"{path}: was not made by `fmcortex deconvolve`, which is to replace its folder;"
+                " move it away"
+            )
 
 
 def is_whole(folder: Path, record: Record) -> bool:

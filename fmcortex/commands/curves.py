@@ -25,6 +25,7 @@ def curves_command(runs: tuple[str, ...], to: str | None) -> None:
     them are drawn over each other, into curves.html unless --to says otherwise.
     """
     from fmcortex import storage
+    from fmcortex.overlap import check_replaces
     from fmcortex.tracking.page import (
         PAGE_FILE,
         comparison_page,
@@ -35,6 +36,8 @@ def curves_command(runs: tuple[str, ...], to: str | None) -> None:
     )
 
     folders = list(dict.fromkeys(run.rstrip("/") for run in runs))
+    own = storage.join(folders[0], PAGE_FILE) if len(folders) == 1 else PAGE_FILE
+    check_replaces(to or own, "HTML page")
     logs = {folder: run_of(folder) for folder in folders}
     if len(folders) == 1:
         (folder, log), *_ = logs.items()

@@ -70,7 +70,10 @@ def simulate_command(
 @click.option(
     "--width", type=click.IntRange(1, 65_536), help="Pixels; those of the video if not given."
 )
-def decode_command(video: str, to: str, height: int | None, width: int | None) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace an array that is there.")
+def decode_command(
+    video: str, to: str, height: int | None, width: int | None, overwrite: bool
+) -> None:
     """Decode the file VIDEO to grey levels, as the nwb and signals layouts take them.
 
     Every frame once, in order, whatever its time; pictures are resized by averaging areas.
@@ -89,7 +92,7 @@ def decode_command(video: str, to: str, height: int | None, width: int | None) -
             bar.total = max(bar.total, done)
             bar.update(done)
 
-        frames, rows, columns = decode_video(video, to, size, track)
+        frames, rows, columns = decode_video(video, to, size, track, overwrite)
     click.echo(f"{to}: {frames} frames of {rows} x {columns} pixels")
 
 
@@ -127,8 +130,11 @@ def deconvolve_command(
     from data_prep.deconvolution_figure import draw_deconvolution
     from data_prep.deconvolve_job import deconvolve_sessions
     from fmcortex.config import validated, with_overrides
+    from fmcortex.overlap import check_apart
     from fmcortex.progress import Progress
 
+    if figures:
+        check_apart([source], figures)
     values = with_overrides({}, overrides, DeconvolutionSettings)
     settings = validated(DeconvolutionSettings, values, "deconvolve")
     with Progress("deconvolve", 0, "neuron", every=5.0, stream=sys.stdout) as bar:

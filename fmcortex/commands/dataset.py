@@ -114,9 +114,12 @@ def peek_command(url: str, session: str | None, trial: str | None, figure: str |
     """Print what is in a trial of the prepared dataset at URL, and draw it."""
     from fmcortex.data.dataset import open_dataset
     from fmcortex.data.peek import draw_trial, find_trial, summary
+    from fmcortex.overlap import check_replaces
     from fmcortex.tables import print_table
 
     dataset = open_dataset(url)
+    if figure is not None:
+        check_replaces(figure, "image", [url])
     opened = dataset.session(session or dataset.sessions[0])
     manifest = opened.manifest
     entry, tier = find_trial(opened, trial)

@@ -77,9 +77,11 @@ def report_command(
     """
     from dataclasses import replace
 
+    from fmcortex.overlap import check_replaces
     from fmcortex.report.inputs import gather, inputs_of
     from fmcortex.report.page import write_report
 
+    check_replaces(to, "HTML page")
     inputs = inputs_of(folder, title)
     if checkpoint:
         inputs = replace(inputs, checkpoint=source_folder(checkpoint, None, tracking_uri))

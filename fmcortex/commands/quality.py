@@ -19,10 +19,14 @@ def quality_command(url: str, to: str, sessions: tuple[str, ...]) -> None:
     the numbers: strength and reliability of responses, drift, pupil and treadmill, what is
     missing, and the neurons and trials to look at before training.
     """
-    from data_prep.quality.report import write_quality
+    from data_prep.quality.report import INDEX, NUMBERS, write_quality
+    from fmcortex import storage
     from fmcortex.data.dataset import open_dataset
+    from fmcortex.overlap import check_replaces
     from fmcortex.progress import Progress
 
+    check_replaces(storage.join(to, INDEX), "HTML page", [url])
+    check_replaces(storage.join(to, NUMBERS), "quality.json")
     entries = open_dataset(url).manifest.sessions
     total = sum(e.train_trials for e in entries if not sessions or e.session in sessions)
     with Progress("quality", total, "trial", every=5.0) as bar:

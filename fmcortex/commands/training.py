@@ -189,10 +189,13 @@ def evaluate_command(
     from fmcortex import storage
     from fmcortex.data.dataset import open_dataset
     from fmcortex.evaluation.evaluate import evaluate_session
+    from fmcortex.overlap import check_replaces
     from fmcortex.progress import Progress
 
     opened = open_source(checkpoint, tracking_uri=tracking_uri)
     dataset = open_dataset(url)
+    if to:
+        check_replaces(to, "list of scores", [url, opened.folder])
     chosen = list(sessions) or sorted(set(opened.sessions) & set(dataset.sessions))
     if not chosen:
         raise ConfigError(

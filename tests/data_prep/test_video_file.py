@@ -17,7 +17,7 @@ from data_prep.simulator.movies import natural_movie
 from data_prep.simulator.video_files import load_video
 from data_prep.video_file import decode_video, grey_frames, video_info
 from fmcortex.cli import cli
-from fmcortex.errors import DataError, StorageError
+from fmcortex.errors import ConfigError, DataError, StorageError
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_an_interrupted_one_leaves_what_was_there(file: Path, tmp_path: Path) ->
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        decode_video(str(file), str(tmp_path / "x.npy"), None, stop)
+        decode_video(str(file), str(tmp_path / "x.npy"), None, stop, True)
     assert left(tmp_path) == ["x.npy"]
     assert (tmp_path / "x.npy").read_bytes() == b"before"
 
@@ -161,3 +161,15 @@ def test_the_command(file: Path, tmp_path: Path) -> None:
     assert run.exit_code == 0, run.output
     assert run.output.splitlines()[-1] == f"{to}: 40 frames of 18 x 32 pixels"
     assert np.load(to).shape == (40, 18, 32)
+
+
+def test_an_array_that_is_there_stays(tmp_path: Path) -> None:
+    there = tmp_path / "clip.npy"
+    there.write_bytes(b"a recording")
+    link = tmp_path / "stimulus.npy"
+    link.symlink_to(there)
+    for video, message in ((tmp_path / "x.avi", "is there already"), (link, "is the video itself")):
+        video.touch()
+        with pytest.raises(ConfigError, match=message):
+            decode_video(str(video), str(there), overwrite=video == link)
+    assert there.read_bytes() == b"a recording"
