@@ -6,9 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
 from fmcortex.data.dataset import PreparedSession, VideoArrays
 from fmcortex.errors import DataError
@@ -23,8 +21,8 @@ from fmcortex.model.network import Network
 
 #: The domain that a model is trained on, which its headline score is of.
 NATURAL = "natural_movie"
-#: Retina pixels over all frames and repeats that are predicted at once: bounds the memory.
-PIXELS_TOGETHER = 1 << 22
+#: Repeats that are predicted side by side.
+TOGETHER = 16
 
 
 class DomainScore(BaseModel):
@@ -98,24 +96,14 @@ def predict_video(
         video: as recorded.
         stimulus: [T', H, W] to show instead; it is repeated or cut to T frames.
     """
-    like = network.readout.position.mu
-    frames = video.stimulus.shape[0]
     shown = video.stimulus if stimulus is None else np.resize(stimulus, video.stimulus.shape)
-    frame = torch.tensor(np.ascontiguousarray(shown)).to(like.device)
     repeats = len(video.perspectives)
-    predicted = np.empty((repeats, frames, network.session.units), np.float32)
-    config = network.config
-    pixels = frames * config.retina_height * config.retina_width
-    together = max(1, PIXELS_TOGETHER // pixels)
-    for first in range(0, repeats, together):
-        some = slice(first, min(first + together, repeats))
-        eye, behaviour = (
-            torch.tensor(np.ascontiguousarray(x[some]), dtype=like.dtype, device=like.device)
-            for x in (video.perspectives, video.modulations)
-        )
-        with torch.no_grad():
-            out: Tensor = network(frame.expand(len(eye), -1, -1, -1), eye, behaviour)
-        predicted[some] = out.float().cpu().numpy()
+    predicted = np.empty((repeats, len(shown), network.session.units), np.float32)
+    for first in range(0, repeats, TOGETHER):
+        some = slice(first, min(first + TOGETHER, repeats))
+        eye, behaviour = video.perspectives[some], video.modulations[some]
+        seen = np.broadcast_to(shown, (len(eye), *shown.shape))  # not copied
+        predicted[some] = network.predict(seen, eye, behaviour)
     return predicted
 
 

@@ -8,6 +8,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from fmcortex.model.layers import Conv, cat_groups, channel_mask, draw_kept, nonlinearity, run
+from fmcortex.model.past import Past
 from fmcortex.model.sizes import ModelConfig
 
 
@@ -52,6 +53,7 @@ class Block(nn.Module):
         streams: int,
         dropout: float,
         kept: Sequence[Tensor | None],
+        past: Past | None = None,
     ) -> Tensor:
         """x [N, S*channels, T, H, W] to [N, S*(layers+1)*channels, T, H, W].
 
@@ -65,9 +67,9 @@ class Block(nn.Module):
             if mask is not None:
                 y = y * mask[:, :, None, None, None]
             if layer == 0:
-                x, seen = conv(y, stream), y
+                x, seen = conv(y, stream, past), y
             else:
-                x = conv(y, stream) + self.skips[str(layer)](seen, stream)
+                x = conv(y, stream, past) + self.skips[str(layer)](seen, stream, past)
                 if layer + 1 < self.layers:
                     seen = cat_groups([seen, y], groups)
             out = cat_groups([out, x], groups)
@@ -116,7 +118,11 @@ class Feedforward(nn.Module):
         self.out = Conv(features, config.feedforward_out, streams=config.streams, replicate=True)
 
     def forward(
-        self, retina: Tensor, stream: int | None = None, noise: Generator | None = None
+        self,
+        retina: Tensor,
+        stream: int | None = None,
+        noise: Generator | None = None,
+        past: Past | None = None,
     ) -> Tensor:
         """Features of retina [N, T, H', W'] as [N, S*out, T, h, w]; `noise` draws the dropout."""
         streams = self.streams if stream is None else 1
@@ -125,13 +131,20 @@ class Feedforward(nn.Module):
             kept = [
                 draw_kept(len(x), streams * channels, self.dropout, noise) for _ in range(layers)
             ]
-            x = run(self.recompute, self._stage, x, i, stream, streams, *kept)
-        return self.out(x, stream)
+            x = run(self.recompute, self._stage, x, i, stream, streams, past, *kept)
+        return self.out(x, stream, past)
 
     def _stage(
-        self, x: Tensor, i: int, stream: int | None, streams: int, *kept: Tensor | None
+        self,
+        x: Tensor,
+        i: int,
+        stream: int | None,
+        streams: int,
+        past: Past | None,
+        *kept: Tensor | None,
     ) -> Tensor:
         """Block `i` with the convolution before it and the pooling after it."""
-        x = self.blocks[i](self.inputs[i](x, stream), stream, streams, self.dropout, kept)
+        x = self.inputs[i](x, stream, past)
+        x = self.blocks[i](x, stream, streams, self.dropout, kept, past)
         pool = self.pools[i]
         return F.avg_pool3d(x, (1, pool, pool)) if pool > 1 else x

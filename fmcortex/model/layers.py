@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fmcortex.model.parameters import Rule, chosen, per_stream, stacked
+from fmcortex.model.past import Past, once
 
 T = TypeVar("T")
 
@@ -149,28 +150,40 @@ class Conv(nn.Module):
         """The biases [S*outputs], or None."""
         return None if self.biases is None else stacked(self.biases, stream).flatten()
 
-    def forward(self, x: Tensor, stream: int | None = None) -> Tensor:
-        """Convolve x [N, S*inputs, T, H, W] to [N, S*outputs, T, H', W']."""
+    def forward(self, x: Tensor, stream: int | None = None, past: Past | None = None) -> Tensor:
+        """Convolve x [N, S*inputs, T, H, W] to [N, S*outputs, T, H', W']; `past` of a stream."""
         streams = len(self.weights) if stream is None else 1
-        past, pad = self.temporal - 1, self.padding
-        if past or pad:
-            sizes = (pad, pad, pad, pad, past, 0)
+        before, pad = self.temporal - 1, self.padding
+        if before and past is not None:
+            x, before = self._after(x, past, before), 0
+        if before or pad:
+            sizes = (pad, pad, pad, pad, before, 0)
             x = F.pad(x, sizes, mode="replicate") if self.replicate else F.pad(x, sizes)
         return F.conv3d(
             x,
-            self.weight(stream),
-            self.bias(stream),
+            once(past, self, "weight", lambda: self.weight(stream)),
+            once(past, self, "bias", lambda: self.bias(stream)),
             stride=(1, self.stride, self.stride),
             groups=self.groups * streams,
         )
+
+    def _after(self, x: Tensor, past: Past, before: int) -> Tensor:
+        """`x` with the frames before it, which at the start are padding."""
+        if (self, "frames") in past:
+            x = torch.cat([past[self, "frames"], x], dim=2)
+        else:
+            sizes = (0, 0, 0, 0, before, 0)
+            x = F.pad(x, sizes, mode="replicate") if self.replicate else F.pad(x, sizes)
+        past[self, "frames"] = x[:, :, -before:].clone()  # without the rest of `x`
+        return x
 
 
 class Linear(Conv):
     """The 1 x 1 case of `Conv`, for features over time without space."""
 
-    def forward(self, x: Tensor, stream: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, stream: int | None = None, past: Past | None = None) -> Tensor:
         """Project x [N, S*inputs, T] to [N, S*outputs, T]."""
-        return super().forward(x[..., None, None], stream)[..., 0, 0]
+        return super().forward(x[..., None, None], stream, past)[..., 0, 0]
 
 
 class MLP(nn.Module):
@@ -200,10 +213,10 @@ class MLP(nn.Module):
             for i, (a, b) in enumerate(pairwise(sizes))
         )
 
-    def forward(self, x: Tensor, stream: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, stream: int | None = None, past: Past | None = None) -> Tensor:
         """x [N, S*inputs, T] to [N, S*(outputs or features), T]."""
         for i, linear in enumerate(self.linears):
-            x = linear(x, stream)
+            x = linear(x, stream, past)
             if i < self.hidden:
                 x = nonlinearity(x)
         return x

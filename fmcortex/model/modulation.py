@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fmcortex.model.layers import MLP, Linear
+from fmcortex.model.past import Past, once
 from fmcortex.model.recurrent import GATES, lstm_update
 from fmcortex.model.sizes import ModelConfig
 
@@ -22,25 +23,33 @@ class ModulationLSTM(nn.Module):
             )
             setattr(self, f"proj_{name}", linear)
 
-    def forward(self, x: Tensor, stream: int | None = None) -> Tensor:
-        """x [N, S*inputs, T] to the hidden states [N, S*hidden, T]."""
+    def _joined(self, stream: int | None) -> tuple[Tensor, Tensor]:
+        """Weights [4, S, hidden, in+hidden] and biases [4, S, hidden] of all gates."""
         gates: list[Linear] = [getattr(self, f"proj_{name}") for name in GATES]
-        x = x.unflatten(1, (-1, self.inputs))  # [N, S, in, T]
-        streams = x.shape[1]
         weight = torch.stack([gate.weight(stream)[..., 0, 0, 0] for gate in gates])
-        weight = weight.unflatten(1, (streams, self.hidden))  # [4, S, hidden, in+hidden]
         biases = [gate.bias(stream) for gate in gates]
         bias = torch.stack([bias for bias in biases if bias is not None])
-        bias = bias.unflatten(1, (streams, self.hidden))  # [4, S, hidden]
+        shape = (-1, self.hidden)
+        return weight.unflatten(1, shape), bias.unflatten(1, shape)
+
+    def forward(self, x: Tensor, stream: int | None = None, past: Past | None = None) -> Tensor:
+        """x [N, S*inputs, T] to the hidden states [N, S*hidden, T]; `past` is gone on from."""
+        x = x.unflatten(1, (-1, self.inputs))  # [N, S, in, T]
+        weight, bias = once(past, self, "weights", lambda: self._joined(stream))
         driven = torch.einsum("nsit,gshi->tgnsh", x, weight[..., : self.inputs])
         driven = driven + bias[:, None]
-        hidden = driven.new_zeros(driven.shape[2:])  # [N, S, hidden]
-        cell = hidden
+        if past is not None and (self, "state") in past:
+            hidden, cell = past[self, "state"]
+        else:
+            hidden = driven.new_zeros(driven.shape[2:])  # [N, S, hidden]
+            cell = hidden
         states = []
         for frame in driven.unbind(0):  # [4, N, S, hidden]
             total = frame + torch.einsum("nsi,gshi->gnsh", hidden, weight[..., self.inputs :])
             hidden, cell = lstm_update(total.unbind(0), cell)
             states.append(hidden)
+        if past is not None:
+            past[self, "state"] = hidden, cell
         return torch.stack(states, dim=-1).flatten(1, 2)
 
 

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from fmcortex.errors import DataError
 from fmcortex.model.feedforward import Feedforward
 from fmcortex.model.modulation import Modulation, SessionModulation, SharedModulation
+from fmcortex.model.past import Past
 from fmcortex.model.perspective import Perspective
+from fmcortex.model.prediction import Stream
 from fmcortex.model.readout import Readout
 from fmcortex.model.recurrent import recurrent
 from fmcortex.model.sizes import ModelConfig
@@ -36,10 +37,11 @@ class Core(nn.Module):
         modulation: Tensor,
         stream: int | None = None,
         noise: Generator | None = None,
+        past: Past | None = None,
     ) -> Tensor:
         """retina [N, T, H', W'] and modulation [N, S*M, T] to [N, S*C, T, h, w]."""
-        features = self.feedforward(retina, stream, noise)
-        return self.recurrent(features, modulation, stream, noise)
+        features = self.feedforward(retina, stream, noise, past)
+        return self.recurrent(features, modulation, stream, noise, past)
 
 
 class SharedPart(nn.Module):
@@ -66,6 +68,7 @@ class SharedPart(nn.Module):
         behaviour: Tensor,
         stream: int | None = None,
         noise: Generator | None = None,
+        past: Past | None = None,
     ) -> Tensor:
         """Features that a readout can read.
 
@@ -74,11 +77,13 @@ class SharedPart(nn.Module):
             behaviour: [N, S*F, T], the output of the session's modulation MLP.
             stream: one stream, or None for all.
             noise: draws the dropout masks in training; None in evaluation.
+            past: what goes before, where a video comes piece by piece.
 
         Returns:
             [N, S*C, T, h, w]
         """
-        return self.core(retina, self.modulation.lstm(behaviour, stream), stream, noise)
+        modulation = self.modulation.lstm(behaviour, stream, past)
+        return self.core(retina, modulation, stream, noise, past)
 
 
 class SessionPart(nn.Module):
@@ -98,6 +103,7 @@ class SessionPart(nn.Module):
         modulations: Tensor,
         stream: int | None = None,
         noise: Generator | None = None,
+        past: Past | None = None,
     ) -> tuple[Tensor, Tensor]:
         """What the shared part receives.
 
@@ -107,6 +113,7 @@ class SessionPart(nn.Module):
             modulations: [N, T, M] standardised behaviour.
             stream: one stream, or None for all.
             noise: draws the monitor's jitter in training; None in evaluation.
+            past: what goes before, where a video comes piece by piece.
 
         Returns:
             The retina's view [N, T, H', W'] and the behaviour's features [N, S*F, T].
@@ -116,13 +123,17 @@ class SessionPart(nn.Module):
         retina = self.perspective(stimuli, perspectives, noise)
         streams = self.config.streams if stream is None else 1
         behaviour = modulations.transpose(1, 2).repeat(1, streams, 1)  # [N, S*M, T]
-        return retina, self.modulation.mlp(behaviour, stream)
+        return retina, self.modulation.mlp(behaviour, stream, past)
 
     def outputs(
-        self, core: Tensor, stream: int | None = None, noise: Generator | None = None
+        self,
+        core: Tensor,
+        stream: int | None = None,
+        noise: Generator | None = None,
+        past: Past | None = None,
     ) -> Tensor:
         """Raw outputs [N, T, S, U] of the core's features [N, S*C, T, h, w]."""
-        return self.readout(core, stream, noise)
+        return self.readout(core, stream, noise, past)
 
 
 class Network(nn.Module):
@@ -166,10 +177,12 @@ class Network(nn.Module):
         modulations: Tensor,
         stream: int | None = None,
         noise: Generator | None = None,
+        past: Past | None = None,
     ) -> Tensor:
         """Raw outputs [N, T, S, U]; the arguments are those of `SessionPart.inputs`."""
-        retina, behaviour = self.session.inputs(stimuli, perspectives, modulations, stream, noise)
-        return self.session.outputs(self.shared(retina, behaviour, stream, noise), stream, noise)
+        how = stream, noise, past
+        retina, behaviour = self.session.inputs(stimuli, perspectives, modulations, *how)
+        return self.session.outputs(self.shared(retina, behaviour, *how), *how)
 
     def forward(
         self,
@@ -177,9 +190,10 @@ class Network(nn.Module):
         perspectives: Tensor,
         modulations: Tensor,
         stream: int | None = None,
+        past: Past | None = None,
     ) -> Tensor:
         """Predicted responses [N, T, U]: of one stream, or of the mean over their raw outputs."""
-        raw = self.raw(stimuli, perspectives, modulations, stream)
+        raw = self.raw(stimuli, perspectives, modulations, stream, past=past)
         return response(raw.mean(dim=2), self.config.unit)
 
     def predict(
@@ -188,7 +202,7 @@ class Network(nn.Module):
         perspectives: NDArray[np.floating],
         modulations: NDArray[np.floating],
     ) -> NDArray[np.float32]:
-        """Predicted responses, NumPy in and out.
+        """Predicted responses, NumPy in and out; memory does not grow with the videos' length.
 
         Args:
             stimuli: [T, H, W] or [N, T, H, W] grey video, uint8, 0 to 255.
@@ -202,45 +216,8 @@ class Network(nn.Module):
             DataError: the arrays' shapes do not fit each other or the network.
         """
         stimuli = np.asarray(stimuli)
-        one = stimuli.ndim == 3
-        if stimuli.dtype != np.uint8 or stimuli.ndim not in (3, 4):
-            raise DataError(
-                f"stimuli: expected uint8 [T, H, W] or [N, T, H, W], got {stimuli.dtype}"
-                f" {list(stimuli.shape)}"
-            )
-        arrays = [
-            np.asarray(a)[None] if one else np.asarray(a)
-            for a in (stimuli, perspectives, modulations)
-        ]
-        self._check(int(one), *arrays)
-        like = self.readout.position.mu
-        video = torch.tensor(np.ascontiguousarray(arrays[0])).to(like.device)
-        eye, behaviour = (
-            torch.tensor(np.ascontiguousarray(a), dtype=like.dtype, device=like.device)
-            for a in arrays[1:]
-        )
-        with torch.no_grad():
-            predicted = self(video, eye, behaviour).float().cpu().numpy()
-        return predicted[0] if one else predicted
+        return self.stream().feed(stimuli, perspectives, modulations)
 
-    def _check(
-        self, leading: int, stimuli: NDArray, perspectives: NDArray, modulations: NDArray
-    ) -> None:
-        """Refuse arrays that do not fit; shapes are named without the first `leading` axes."""
-        if stimuli.shape[1] < 1 or min(stimuli.shape[2:]) < 2:
-            raise DataError(
-                f"stimuli: at least one frame of 2 x 2 pixels is needed, got"
-                f" {list(stimuli.shape[leading:])}"
-            )
-        sizes = (self.config.perspectives, self.config.modulations)
-        for name, array, size in zip(
-            ("perspectives", "modulations"), (perspectives, modulations), sizes, strict=True
-        ):
-            expected = (*stimuli.shape[:2], size)
-            if array.shape != expected:
-                raise DataError(
-                    f"{name}: expected shape {list(expected[leading:])}, got"
-                    f" {list(array.shape[leading:])}"
-                )
-            if not np.isfinite(array).all():
-                raise DataError(f"{name}: contains NaN or infinite values; interpolate them first")
+    def stream(self) -> Stream:
+        """Begins a prediction that is fed piece by piece, as a closed loop needs it."""
+        return Stream(self)

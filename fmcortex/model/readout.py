@@ -6,8 +6,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fmcortex.model.parameters import Rule, per_stream, ruled, stacked
+from fmcortex.model.past import Past, once
 from fmcortex.model.sizes import ModelConfig
-from fmcortex.model.tiles import corners, read, sort
+from fmcortex.model.tiles import Tiles, corners, read, sort
 
 
 class Position(nn.Module):
@@ -49,7 +50,11 @@ class Readout(nn.Module):
         self.biases = per_stream(torch.zeros(units, 1), config.streams, rule)
 
     def forward(
-        self, core: Tensor, stream: int | None = None, noise: Generator | None = None
+        self,
+        core: Tensor,
+        stream: int | None = None,
+        noise: Generator | None = None,
+        past: Past | None = None,
     ) -> Tensor:
         """Read the core out.
 
@@ -57,16 +62,21 @@ class Readout(nn.Module):
             core: [N, S*C, T, h, w].
             stream: one stream, or None for all.
             noise: draws the positions in training; None in evaluation.
+            past: of a stream; positions and weights are made ready once.
 
         Returns:
             Raw outputs [N, T, S, U].
         """
-        position = self.position(len(core), noise)  # [N, U, 2]
-        height, width = core.shape[-2:]
-        pixels, shares = corners(position, height, width)  # of the whole sequence
-        tiles = sort(pixels, height * width)
-        weights = stacked(self.feature.weights, stream)[:, :, 0]  # [S, U, C]
-        biases = stacked(self.biases, stream)[..., 0]  # [S, U]
+        samples, *_, height, width = core.shape
+
+        def ready() -> tuple[Tiles, Tensor, Tensor, Tensor]:
+            # Positions hold for the whole sequence.
+            pixels, shares = corners(self.position(samples, noise), height, width)
+            weights = stacked(self.feature.weights, stream)[:, :, 0]  # [S, U, C]
+            biases = stacked(self.biases, stream)[..., 0]  # [S, U]
+            return sort(pixels, height * width), shares, weights, biases
+
+        tiles, shares, weights, biases = once(past, self, "ready", ready)
         raw = [
             read(part, tiles, shares, of_stream)
             for part, of_stream in zip(core.split(self.channels, dim=1), weights, strict=True)

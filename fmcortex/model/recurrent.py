@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from fmcortex.model.layers import Conv, InterGroup, cat_groups, channel_mask, draw_kept, run
 from fmcortex.model.parameters import Rule, per_stream, stacked
+from fmcortex.model.past import Past, once
 from fmcortex.model.sizes import ModelConfig
 
 #: Start of the gates' biases: input, forget, cell, output.
@@ -109,6 +110,7 @@ class Recurrent(nn.Module, ABC):
         modulation: Tensor,
         stream: int | None = None,
         noise: Generator | None = None,
+        past: Past | None = None,
     ) -> Tensor:
         """Step through time.
 
@@ -117,25 +119,31 @@ class Recurrent(nn.Module, ABC):
             modulation: [N, S*M, T].
             stream: one stream, or None for all.
             noise: draws the dropout masks in training.
+            past: whose state is gone on from.
 
         Returns:
             [N, S*out, T, h, w]
         """
         streams = self.streams if stream is None else 1
         groups = streams * self.groups
-        driven = self.proj_x[-2](features, stream)  # [N, S*in, T, h, w]
-        driven = driven + self.proj_x[-1](modulation[..., None, None], stream)
+        driven = self.proj_x[-2](features, stream, past)  # [N, S*in, T, h, w]
+        driven = driven + self.proj_x[-1](modulation[..., None, None], stream, past)
         first = self.proj_x[0]
-        inter = first.weight(stream) if isinstance(first, InterGroup) else None
+        inter = None
+        if isinstance(first, InterGroup):
+            inter = once(past, first, "weight", lambda: first.weight(stream))
         samples, _, _, height, width = driven.shape
-        hidden = driven.new_zeros(samples, streams * self.hidden, height, width)
-        cell = hidden
+        if past is not None and (self, "state") in past:
+            hidden, cell = past[self, "state"]
+        else:
+            hidden = driven.new_zeros(samples, streams * self.hidden, height, width)
+            cell = hidden
         kept = [
             draw_kept(samples, streams * size, self.dropout, noise)
             for size in (self.inputs, self.hidden)
         ]
         masks = [channel_mask(one, self.dropout, driven) for one in kept]
-        weights = self.prepare(stream, groups)
+        weights = once(past, self, "weights", lambda: self.prepare(stream, groups))
         length = segment_length(driven.shape[2]) if self.recompute else driven.shape[2]
         states: list[Tensor] = []
         for part in driven.split(length, dim=2):
@@ -144,7 +152,9 @@ class Recurrent(nn.Module, ABC):
             )
             states += some
             hidden = some[-1]
-        return self.out(torch.stack(states, dim=2), stream)
+        if past is not None:
+            past[self, "state"] = hidden, cell
+        return self.out(torch.stack(states, dim=2), stream, past)
 
     def _segment(
         self,
