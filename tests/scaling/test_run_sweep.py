@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import cluster.sweep
 from cluster.sweep import SweepResult, run_sweep
 from fmcortex import storage
-from fmcortex.errors import FmcortexError, Locked
+from fmcortex.errors import DataError, FmcortexError, Locked, Preempted
 from fmcortex.lock import Lock
 from fmcortex.scaling.figures import scaling_figure
 from fmcortex.scaling.results import PointResult, load_summary, summarise
@@ -168,3 +169,23 @@ def test_a_second_sweep_into_the_same_folder_is_refused(three_mice: str, tmp_pat
     ):
         run_sweep(config(three_mice, tmp_path), workers=0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_that_is_told_to_stop_counts_no_point_as_failed(
+    three_mice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise Preempted("told to stop; saved after step 1 of 2")
+
+    def while_scored(*_: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise DataError("no score")
+
+    monkeypatch.setattr(cluster.sweep, "run_point", stopped)
+    with pytest.raises(Preempted, match="saved after step 1 of 2"):
+        run_sweep(config(three_mice, tmp_path), workers=0)
+    known = storage.read_json(str(tmp_path / "sweep.json"))
+    assert client(known["uri"]).get_run(known["run_id"]).info.status == "KILLED"
+    monkeypatch.setattr(cluster.sweep, "run_point", while_scored)
+    with pytest.raises(Preempted, match="told to stop before point 2 of 3"):
+        run_sweep(config(three_mice, tmp_path), workers=0)
