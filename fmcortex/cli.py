@@ -69,6 +69,11 @@ def main() -> None:
     except FmcortexError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
+    except MemoryError as error:
+        if os.environ.get("FMCORTEX_TRACEBACK"):
+            raise
+        click.echo(f"error: not enough memory on this machine: {error}", err=True)
+        sys.exit(1)
     except OSError as error:
         if error.filename is None or os.environ.get("FMCORTEX_TRACEBACK"):
             raise

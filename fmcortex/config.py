@@ -101,7 +101,7 @@ class TrainingConfig(Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     nesterov: bool = Field(True, description="of sgd")
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="of adamw")
-    adam_eps: float = Field(1e-8, gt=0, le=1, description="of adamw, beside the root")
+    adam_eps: float = Field(1e-8, ge=1e-30, le=1, description="of adamw, beside the root")
     decay: float = Field(1e-4, ge=0, le=1e6, description="of the weights, apart from the gradient")
     clip: float | None = Field(0.01, gt=0, le=1e6, description="adaptive clipping; null for none")
     eps: float = Field(

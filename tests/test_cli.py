@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from fmcortex.cli import cli
+from fmcortex.cli import cli, main
 from fmcortex.config import RunConfig
 
 FMCORTEX = str(Path(sys.executable).parent / "fmcortex")
@@ -187,3 +187,18 @@ def test_names_on_the_command_line_are_text(monkeypatch: pytest.MonkeyPatch) -> 
             config = seen.pop()
             assert (config.output, config.data.sessions) == (name, [name])
             assert config.data.minutes == 0.1
+
+
+def test_too_little_memory_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(**_: bool) -> None:
+        raise MemoryError("Unable to allocate 43.6 GiB")
+
+    monkeypatch.setattr("fmcortex.cli.cli", full)
+    monkeypatch.delenv("FMCORTEX_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said == "error: not enough memory on this machine: Unable to allocate 43.6 GiB\n"

@@ -98,7 +98,7 @@ class SimulationSettings(BaseModel):
         description="planes of the volume, scanned one after another within a scan period",
     )
     noise: float = Field(
-        1.0, ge=0, le=1000, description="trial-to-trial variability; 1 is realistic, 0 none at all"
+        1.0, ge=0, le=100, description="trial-to-trial variability; 1 is realistic, 0 none at all"
     )
     behaviour_gain: float = Field(
         1.0,
@@ -107,7 +107,7 @@ class SimulationSettings(BaseModel):
         description="strength of the gain by running and pupil; 1 is realistic, 0 none",
     )
     eye_movement: float = Field(
-        1.0, ge=0, le=1000, description="size of eye movements; 1 is realistic, 0 a still eye"
+        1.0, ge=0, le=10, description="size of eye movements; 1 is realistic, 0 a still eye"
     )
     blink_rate: float = Field(
         2.0, ge=0, le=1000, description="gaps in the pupil's trace per minute; most are short"

@@ -122,7 +122,8 @@ def _cc_max(recorded: Array, power: Callable[[Array, Array], float]) -> Array:
             continue
         y = np.nanmean(one, axis=0)
         signal_power = power(one, y)
-        if signal_power > 0 and y.var() > 0:
+        # What rounding leaves, as of a neuron that responded once, is no signal.
+        if signal_power > 1e-12 * y.var():
             found[unit] = np.sqrt(signal_power / y.var())
     return found
 

@@ -262,6 +262,16 @@ def test_neurons_without_cc_max(rng: Rng) -> None:
     assert np.isnan(found[1:]).all()
 
 
+@pytest.mark.parametrize("repeats", [3, 5, 7, 10])
+def test_a_single_response_is_no_signal(repeats: int) -> None:
+    """Its signal power is zero; what rounding leaves made CC_norm of a million."""
+    once = np.zeros((repeats, 90, 40))
+    for unit in range(40):
+        once[unit % repeats, unit, unit] = 0.1 * (unit + 1)
+    assert np.isnan(cc_max(once)).all()
+    assert np.isnan(cc_max_published(once)).all()
+
+
 def test_a_sample_that_only_a_dropped_repeat_saw(rng: Rng) -> None:
     _, r = simulated(rng, 3, 40, 1.0)
     r[2, 1:] = np.nan  # the third repeat has one sample, no variance: it is dropped,
