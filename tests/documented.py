@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 #: Files and folders that a reader brings along, with what stands for them here.
 OWN = {
     "recordings": None,
+    "prepared": None,
     "stimulus.avi": "",
     "run.yaml": "training: {epochs: 20}\n",
     "sweep.yaml": "base: run.yaml\nmice: [1, 2]\n",
@@ -167,13 +168,12 @@ class Reader:
             return
         if re.fullmatch(r"[A-Z]+(\.csv)?", name):  # FOLDER, RUN, TABLE.csv
             return
-        known = self.made | set(OWN)
         if (self.folder / name).exists() or any(
             one == name
             or one.startswith(f"{name}/")
             or name.startswith(f"{one}/")
             or fnmatch(one, name)
-            for one in known
+            for one in self.made
         ):
             return
         raise ValueError(f"there is no {name}")

@@ -35,7 +35,8 @@ def test_commands_and_links_of_documents(document: Path, reader: Reader) -> None
 
 def test_examples_in_the_help(reader: Reader) -> None:
     """All of them, in the order of a user's way, are accepted as printed."""
-    (reader.folder / "recordings").rmdir()
+    for name in ("recordings", "prepared"):  # the first commands make them
+        (reader.folder / name).rmdir()
     found = dict(examples())
     first = ("simulate", "prep", "pretrain", "transfer", "individual", "evaluate")
     order = [f"fmcortex {name}" for name in first]
