@@ -179,9 +179,13 @@ class Reader:
         raise ValueError(f"there is no {name}")
 
     def _make(self, targets: list[str]) -> None:
-        rules = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        text = (ROOT / "Makefile").read_text()
+        rules = re.findall(r"^([a-z-]+):", text, re.MULTILINE)
         for target in targets:
-            if target not in rules:
+            name, set_, _ = target.partition("=")
+            if set_ and f"$({name}" not in text:
+                raise ValueError(f"no variable {name}")
+            if not set_ and target not in rules:
                 raise ValueError(f"no rule for {target}")
             if target == "demo":
                 self.made.add("demo")

@@ -83,6 +83,7 @@ def test_commands_in_the_heads_of_files(path: Path, reader: Reader) -> None:
         ("```\nsbatch slurm/pretrain.sbatch --config configs/full.yaml\n```", "full.yaml"),
         ("```\nsbatch slurm/pretend.sbatch\n```", "no script"),
         ("```\nmake dmeo\n```", "no rule for dmeo"),
+        ("`make demo OUTPT=x`", "no variable OUTPT"),
         ('`pip install "fmcortex[nwb]"`', "is not the checkout"),
         ('`pip install ".[nwbb]"`', "no extra nwbb"),
         ("[x](docs/none.md)", "a link to docs/none.md"),
