@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Numbers of the largest feature map of a segment, by kind of device: few enough to stay in a
 #: CPU's caches, and to lie in memory that is used again rather than asked for anew.
-NUMBERS = {"cpu": 1 << 22}
+NUMBERS = {"cpu": 1 << 24}
 OTHERWISE = 1 << 27
 
 
