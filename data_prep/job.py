@@ -26,7 +26,13 @@ from data_prep.session_writer import Origin
 from data_prep.settings import PrepSettings
 from data_prep.split_job import made_tiers
 from fmcortex import __version__, storage
-from fmcortex.data.manifest import DatasetManifest, MovieEntry, SessionEntry, SessionManifest
+from fmcortex.data.manifest import (
+    DatasetManifest,
+    MovieEntry,
+    SessionEntry,
+    SessionManifest,
+    Tier,
+)
 from fmcortex.errors import ConfigError, DataError, FmcortexError, StorageError
 from fmcortex.lock import Lock
 from fmcortex.overlap import check_apart
@@ -104,9 +110,10 @@ def prepare(
 
     with lock, within or nullcontext():
         kinds = Kinds(to, settings, [folder.name for folder in folders])
-        tiers = {}
+        tiers: dict[str, dict[str, Tier | None]] = {}
+        unseen: dict[str, FmcortexError] = {}
         if settings.split == "made":
-            tiers = made_tiers(folders, to, settings, workers, overwrite, note)
+            tiers, unseen = made_tiers(folders, to, settings, workers, overwrite, note)
         jobs = [
             SessionJob(
                 folder,
@@ -122,7 +129,10 @@ def prepare(
             )
             for folder in folders
         ]
-        run(jobs, workers)
+        for job in jobs:
+            if job.name in unseen:
+                job.failed(unseen[job.name])
+        run([job for job in jobs if job.error is None], workers)
         raise_failures(jobs)
         return write_manifest(to)
 

@@ -118,13 +118,16 @@ def made_tiers(
     workers: int,
     overwrite: bool,
     note: Callable[[str], None],
-) -> dict[str, dict[str, Tier | None]]:
+) -> tuple[dict[str, dict[str, Tier | None]], dict[str, FmcortexError]]:
     """Tiers of the trials of all sessions, by session and key; None for those to be left out.
 
     Movies that are alike are in one tier, in all sessions of the run and in those that are at
     the target already, whose movies keep theirs. A movie that is alike to some of training and to
-    some held out there, such as one cut together of both, is left out. Of a session that cannot be
-    read there are no tiers: the preparation will say why.
+    some held out there, such as one cut together of both, is left out.
+
+    Returns:
+        The tiers, and for each session whose movies cannot be looked at the reason. Such a session
+        must not be prepared: it would keep the tiers of its source.
 
     Raises:
         ConfigError: the target's split was made with other settings.
@@ -164,7 +167,7 @@ def made_tiers(
         job.name: {shown.key: tiers.get(shown.movie) for shown in job.shown}
         for job in jobs
         if job.error is None
-    }
+    }, {job.name: job.error for job in jobs if job.error is not None}
 
 
 def _stored_split(

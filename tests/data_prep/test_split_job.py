@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep import split_job
 from data_prep.job import prepare
 from data_prep.retiered import ASTRIDE
 from data_prep.settings import PrepSettings
@@ -14,7 +15,7 @@ from data_prep.simulator.movies import natural_movie
 from data_prep.split_job import SPLIT, leaks
 from fmcortex.data.dataset import open_dataset
 from fmcortex.data.describe import verify
-from fmcortex.errors import ConfigError
+from fmcortex.errors import ConfigError, DataError
 
 MADE = PrepSettings(split="made", test_fraction=0.25, validation_fraction=0.2)
 COUNT, NEURONS = 8, 3
@@ -78,6 +79,31 @@ def test_the_same_footage_is_in_one_tier_in_all_sessions(movies, tmp_path: Path)
     assert tiers(to, "c-1-1") == tiers(to, "a-1-1") == first
     assert leaks(to) == []
     assert verify(to) == []
+
+
+def test_a_session_whose_movies_cannot_be_looked_at_is_not_prepared(
+    movies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would keep the tiers of its source, whatever the footage of the others."""
+    source, to = tmp_path / "source", str(tmp_path / "to")
+    write(source / "a-1-1", movies)
+    write(source / "b-1-1", movies, held_out=2)
+
+    def out_of_sight(folder: str, *rest: object) -> list[split_job.Shown]:
+        if folder.endswith("b-1-1"):
+            raise DataError(f"{folder}: cannot be looked at")
+        return look(folder, *rest)
+
+    look = split_job.look_at_movies
+    monkeypatch.setattr(split_job, "look_at_movies", out_of_sight)
+    lines: list[str] = []
+    with pytest.raises(DataError, match="b-1-1: cannot be looked at"):
+        prepare(str(source), to, MADE, progress=lines.append)
+    assert [line for line in lines if line.startswith("b-1-1: failed")]
+    assert not (tmp_path / "to" / "sessions" / "b-1-1").exists()
+    monkeypatch.undo()
+    prepare(str(source), to, MADE)
+    assert tiers(to, "b-1-1") == tiers(to, "a-1-1")
 
 
 def test_another_split_is_refused_or_made_of_all(movies, tmp_path: Path) -> None:
