@@ -22,6 +22,8 @@ from scipy.interpolate import make_interp_spline
 
 from fmcortex.errors import DataError
 
+#: Counted up when the same settings give other activity: 2 estimates decays without OASIS's factor.
+METHOD = 2
 #: Missing samples in a row that are bridged linearly, as those of behaviour are.
 LONGEST_GAP = 10
 #: Samples between longer gaps of which something can be said.

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_prep import deconvolve_blocks as on_disk
-from data_prep.deconvolution import DeconvolutionSettings, deconvolve
+from data_prep.deconvolution import METHOD, DeconvolutionSettings, deconvolve
 from data_prep.parallel import Task, raise_failures, run
 from data_prep.readers.deconvolved import (
     RECORD,
@@ -164,6 +164,7 @@ def _put_together(
     record = Record(
         tool_version=__version__,
         oasis_version=_oasis_version(),
+        method=METHOD,
         settings=settings.content(),
         sources=sources,
         fields=_fields(fluorescence),
@@ -220,6 +221,8 @@ class DeconvolutionJob:
             self._record = read_record(found.target)
             mine, theirs = self._settings.content(), self._record.settings
             changed = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
+            if self._record.method != METHOD:
+                changed.append("version of the estimates")
             if changed and not self._overwrite:
                 raise ConfigError(
                     f"{found.target}: was made with another {', '.join(changed)}; remove it, or"
@@ -246,7 +249,7 @@ class DeconvolutionJob:
         files = {name: source.model_dump() for name, source in sources.items()}
         settings = self._settings.content()
         series = {name: field.model_dump() for name, field in fields.items()}
-        what = {"settings": settings, "oasis": _oasis_version()}
+        what = {"settings": settings, "oasis": _oasis_version(), "method": METHOD}
         inputs = {**what, "sources": files, "fields": series}
         on_disk.begin(parts, inputs)
         self._parts = parts  # from now on it is ours to remove

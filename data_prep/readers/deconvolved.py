@@ -77,6 +77,8 @@ class Record(BaseModel):
         version: of this record.
         tool_version: of fmcortex.
         oasis_version: of OASIS.
+        method: of the estimates, counted up when the same settings give other activity; 1 where
+            the record is of a version that did not say.
         settings: of the deconvolution.
         sources: the files of the fluorescence.
         fields: by name.
@@ -87,6 +89,7 @@ class Record(BaseModel):
     version: Literal[1] = 1
     tool_version: str
     oasis_version: str
+    method: int = 1
     settings: dict[str, Any]
     sources: dict[str, SourceRecord]
     fields: dict[FieldName, FieldRecord]

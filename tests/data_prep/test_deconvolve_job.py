@@ -16,7 +16,7 @@ from signals_session import NAME as SIGNALS
 
 from cluster.ray_session import ray_session
 from data_prep import deconvolve_blocks, deconvolve_job
-from data_prep.deconvolution import DeconvolutionSettings, decay_of
+from data_prep.deconvolution import METHOD, DeconvolutionSettings, decay_of
 from data_prep.deconvolve_blocks import blocks_of
 from data_prep.job import prepare
 from data_prep.readers.deconvolved import RECORD
@@ -160,6 +160,19 @@ def test_again_it_does_nothing_but_what_changed(scan):
     assert line.startswith(f"{NAME}: 8 neurons")
     values = "deconvolved/RoiResponseSeries1/values.npy"
     assert content(scan.folder)[values] != after[values]
+
+
+def test_activity_of_an_earlier_method_is_made_again_if_asked(scan):
+    run(scan)
+    record = scan.folder / "deconvolved" / RECORD
+    known = json.loads(record.read_text())
+    del known["method"]  # as versions before it wrote
+    record.write_text(json.dumps(known))
+    with pytest.raises(ConfigError, match=r"was made with another version of the estimates; "):
+        run(scan)
+    run(scan, overwrite=True)
+    assert json.loads(record.read_text())["method"] == METHOD
+    assert run(scan) == [f"{NAME}: up to date"]
 
 
 def test_sessions_with_activity_are_left_alone(scan, session, tmp_path):
