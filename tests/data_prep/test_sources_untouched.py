@@ -177,7 +177,7 @@ def test_sources_are_untouched(
 
 
 @pytest.mark.slow
-@settings(SETTINGS, max_examples=400)
+@settings(SETTINGS, max_examples=150)
 @CASES
 def test_sources_are_untouched_by_many(
     root: str, session: str, links: set[str], bad: bool, to: str, commands: Any
