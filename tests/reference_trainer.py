@@ -132,21 +132,29 @@ def _rate(epoch: int, lr: float, epochs: int, warmup: int) -> float:
     return lr * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup))) / 2
 
 
+#: Moments of the perspective, and its parameters that start at zero.
+SUMS_OF_GRADIENTS = re.compile(
+    r"/(momentum_buffer|exp_avg|exp_avg_sq)/perspective\."
+    r"|^[^/]+/perspective\.(mlp\.linears\.(0\.weights|\d+\.biases)\.|monitor\.angle$)"
+)
+
+
 def largest_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     """Largest difference over largest magnitude, of all tensors by name.
 
     Tensors that are zero but for rounding are compared with 1e-6 as their magnitude; squares of
-    gradients (`exp_avg_sq`) with its square. Moments of the perspective are compared with ten times
-    their magnitude: where rounding moves a sample over the edge of a pixel, the gradient jumps, and
-    the terms of its sum over all pixels and frames nearly cancel. One kind of CPU differs from
-    another by up to 7e-5 of them.
+    gradients (`exp_avg_sq`) with its square. Moments of the perspective, and its parameters that
+    start at zero and so are sums of moments, are compared with ten times their magnitude: where
+    rounding moves a sample over the edge of a pixel, the gradient jumps, and the terms of its sum
+    over all pixels and frames nearly cancel. One kind of CPU differs from another by up to 7e-5 of
+    them.
     """
     assert set(ours) == set(theirs)
     worst = 0.0
     for name, theirs_ in theirs.items():
         least = 1e-12 if "/exp_avg_sq/" in name else 1e-6
         scale = theirs_.abs().max().clamp(min=least)
-        if re.search(r"/(momentum_buffer|exp_avg|exp_avg_sq)/perspective\.", name):
+        if SUMS_OF_GRADIENTS.search(name):
             scale = 10 * scale
         worst = max(worst, float((ours[name] - theirs_).abs().max() / scale))
     return worst

@@ -100,10 +100,11 @@ def test_the_whole_way(tmp_path: Path) -> None:
     # A registered model is as good a start as a folder.
     line = "transfer --config run.yaml --from models:/cortex@best --session mouse02-1-1 --output x"
     assert fmcortex(*line.split(), cwd=tmp_path).returncode == 0
-    # An output that holds a run takes no other.
-    out = fmcortex(*line.split(), cwd=tmp_path)
+    # Run again, it finds that it is done; an output that holds a run takes no other.
+    assert fmcortex(*line.split(), cwd=tmp_path).returncode == 0
+    out = fmcortex(*line.replace("mouse02", "mouse01").split(), cwd=tmp_path)
     assert out.returncode == 1
-    assert out.stderr.startswith("error: output: ")
+    assert out.stderr.splitlines()[-1].startswith("error: output: "), out.stderr
 
 
 @pytest.fixture
