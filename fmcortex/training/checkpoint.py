@@ -127,10 +127,14 @@ def list_checkpoints(run: str) -> list[str]:
     Raises:
         StorageError: the store cannot be asked.
     """
+    return [f for f in _step_folders(run) if storage.exists(storage.join(f, MANIFEST))]
+
+
+def _step_folders(run: str) -> list[str]:
+    """The folders of all steps of `run`, newest first, whether they hold a checkpoint or not."""
     folder = storage.join(run, "checkpoints")
     steps = [name for name in storage.names(folder) if re.fullmatch(r"step-\d{8}", name)]
-    folders = [storage.join(folder, name) for name in reversed(steps)]
-    return [f for f in folders if storage.exists(storage.join(f, MANIFEST))]
+    return [storage.join(folder, name) for name in reversed(steps)]
 
 
 def prune(run: str, keep: int, spare: Collection[int] = ()) -> None:
@@ -154,6 +158,8 @@ class Checkpoint:
 
     Attributes:
         sealed: whether its manifest has a seal, which holds; those of earlier versions have none.
+        newer: a folder of a later step of its run that has no manifest; None if there is none, or
+            the checkpoint was asked for by its own folder.
 
     Raises:
         CheckpointError: there is no checkpoint in `folder`, or its manifest is damaged.
@@ -173,6 +179,7 @@ class Checkpoint:
         if holds is False:
             raise CheckpointError(f"{where}: differs from its own checksum; damaged, or edited")
         self.sealed = holds is True
+        self.newer: str | None = None
         try:
             self.manifest = CheckpointManifest.parse(content, where)
         except DataError as error:
@@ -201,12 +208,18 @@ class Checkpoint:
     @property
     def remark(self) -> str | None:
         """What a user should know who takes it, in one line; None if there is nothing."""
-        if self.sealed:
-            return None
-        return (
-            f"{self.folder}: its {MANIFEST} has no seal, as earlier versions wrote it; whether it "
-            "was changed cannot be told"
-        )
+        found = []
+        if self.newer is not None:
+            found.append(
+                f"{self.newer}: no {MANIFEST} there, so that it was not saved to its end, or is "
+                f"damaged; step {self.step} is used"
+            )
+        if not self.sealed:
+            found.append(
+                f"{self.folder}: its {MANIFEST} has no seal, as earlier versions wrote it; whether "
+                "it was changed cannot be told"
+            )
+        return "; ".join(found) or None
 
     def tensors(self, part: str, optimizer: bool = False) -> dict[str, Tensor]:
         """The weights, or the optimizer's state, of `shared` or of a session.
@@ -334,4 +347,7 @@ def open_checkpoint(where: str) -> Checkpoint:
     except CheckpointError as error:
         before = f"; to use the checkpoint before it, name {folders[1]}" if folders[1:] else ""
         raise CheckpointError(f"{error}{before}") from error
+    if found.folder != where.rstrip("/"):
+        latest = _step_folders(where)[0]
+        found.newer = latest if latest != found.folder else None
     return found

@@ -169,6 +169,17 @@ def test_a_folder_without_a_manifest_is_no_checkpoint(run: Path) -> None:
     assert open_checkpoint(str(run)).step == 30
 
 
+def test_a_later_step_without_a_manifest_is_said(run: Path) -> None:
+    assert open_checkpoint(str(run)).remark is None
+    newest, before = list_checkpoints(str(run))[:2]
+    (Path(newest) / MANIFEST).unlink()
+    found = open_checkpoint(str(run))
+    assert found.folder == before
+    assert found.remark is not None
+    assert found.remark.startswith(f"{newest}: no manifest.json there, ")
+    assert open_checkpoint(before).remark is None  # asked for by its own folder
+
+
 def test_open_checkpoint_takes_a_run_or_a_checkpoint(run: Path, tmp_path: Path) -> None:
     assert open_checkpoint(str(run)).step == 40
     assert open_checkpoint(step_folder(str(run), 20) + "/").step == 20
