@@ -370,7 +370,7 @@ def test_many_threads_on_a_shaky_server(
 
 
 def test_every_fault_is_used() -> None:
-    assert {*READING, *WRITING, "flip", "flip_upload"} == set(FAULTS)
+    assert {*READING, *WRITING, "flip", "flip_upload", "expired"} == set(FAULTS)
 
 
 @pytest.fixture

@@ -240,9 +240,9 @@ def test_prepare_verify_and_read(url: str, proxy: FaultProxy, tmp_path: Path) ->
     assert prepare(source, to, settings, progress=lines.append) == manifest
     assert lines == ["s1: up to date"]
     assert stored(to) == before
-    # Whether the target can be written to is tried, with a file of its own.
+    # Whether the target can be written to is tried, with a file of its own, and it is locked.
     written = [path for method, path in proxy.requests if method == "PUT"]
-    assert [path.rpartition("/")[2] for path in written] == [".fmcortex-can-write"]
+    assert [path.rpartition("/")[2] for path in written] == [".fmcortex-can-write", "lock.json"]
 
     for reads in ("cold", "warm"):
         proxy.breaks(Rule("reset_body", method="GET", path=r"\.tar"))
