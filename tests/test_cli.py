@@ -59,6 +59,7 @@ def test_every_command_has_help_with_an_example(words: list[str]) -> None:
     assert f"fmcortex {' '.join(words)}" in out.stdout.split("Example:")[1]
 
 
+@pytest.mark.slow
 def test_the_whole_way(tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(

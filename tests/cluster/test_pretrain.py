@@ -107,6 +107,7 @@ def written(config: RunConfig) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_one_worker(tiny_run: RunConfig) -> None:
     # No failure is forgiven: a restart at every checkpoint would come to the same result.
     result = pretrain(changed(tiny_run, "cluster", workers=1, zero_stage=2, max_failures=0))
