@@ -21,6 +21,7 @@ next beat, and `Lock.check` then raises.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import threading
@@ -301,7 +302,7 @@ def _is_of(content: bytes, owner: Owner) -> bool:
 
 
 def _take(url: str, stale: bytes, owner: Owner) -> bool:
-    """Remove a lock that holds `stale`, or on a store overwrite it; whether that was done."""
+    """Overwrite a lock that holds `stale` with this owner's; whether that was done."""
     if not storage.is_local(url):
         if _read(url) != stale:
             return False
@@ -310,20 +311,26 @@ def _take(url: str, stale: bytes, owner: Owner) -> bool:
             _sleep(SETTLE)
         return True
     path = storage.filesystem(url)[1]
-    aside = f"{path}.{owner.token}.stale"
+    # Whoever takes over a dead owner's lock claims it first: one at a time looks and writes.
+    claim = f"{path}.{hashlib.sha256(stale).hexdigest()[:16]}.claim"
+    temporary = f"{path}.{owner.token}.tmp"
     with storage.reason(url, "write"):
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            with suppress(FileNotFoundError):
+                if time.time() - os.stat(claim).st_mtime > STALE:  # whose owner has died, too
+                    os.remove(claim)
+            time.sleep(0.1)
+            return False
         try:
             if Path(path).read_bytes() != stale:
                 return False
-            os.rename(path, aside)  # one of several succeeds
+            Path(temporary).write_bytes(owner.encoded())
+            os.replace(temporary, path)
+            return True
         except FileNotFoundError:
             return False
-        try:
-            if Path(aside).read_bytes() == stale:
-                return True
-            # It had changed hands between the two: give it back.
-            with suppress(OSError):
-                os.link(aside, path)
-            return False
         finally:
-            os.remove(aside)
+            with suppress(FileNotFoundError):
+                os.remove(claim)

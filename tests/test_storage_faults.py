@@ -30,7 +30,7 @@ CONTENT = random.Random(1).randbytes(200_000)
 LARGE = random.Random(2).randbytes(11 * 2**20)  # in three parts
 MIB5 = 5 * 2**20  # the smallest part that S3 takes
 
-DEADLINE = 0.4
+DEADLINE = 0.8
 ATTEMPTS = 3
 BUCKET = "s3://bucket"
 
